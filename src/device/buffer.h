@@ -1,0 +1,68 @@
+// Buffer owns aligned memory of a device (64 bytes on the CPU, huge pages advised from 2 MiB, zero-filled).
+// Move-only. Allocation failure ends the process: sizes are planned before they are allocated.
+#pragma once
+
+#include <cstddef>
+
+#include "device/tensor.h"
+
+namespace tandem::device {
+
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Device device, size_t bytes);
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  ~Buffer();
+
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  Device device() const { return device_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+  Device device_ = Device::kCpu;
+};
+
+// Scratch memory of one step: take() bumps a pointer, reset() gives everything back. One owner thread.
+// The size is fixed at start from the model's limits; running over it is a bug (CHECK), not an allocation.
+class Workspace {
+ public:
+  Workspace(Device device, size_t bytes) : buffer_(device, bytes) {}
+
+  // 64-byte aligned, not cleared.
+  void* take(size_t bytes);
+  template <class T>
+  T* take_array(size_t count) {
+    return static_cast<T*>(take(count * sizeof(T)));
+  }
+  size_t used() const { return used_; }
+  size_t peak() const { return peak_; }
+  size_t capacity() const { return buffer_.bytes(); }
+  void reset(size_t to = 0) {
+    CHECK(to <= used_);
+    used_ = to;
+  }
+
+ private:
+  Buffer buffer_;
+  size_t used_ = 0;
+  size_t peak_ = 0;
+};
+
+// Gives back what was taken inside a scope.
+class WorkspaceScope {
+ public:
+  explicit WorkspaceScope(Workspace& workspace) : workspace_(workspace), mark_(workspace.used()) {}
+  ~WorkspaceScope() { workspace_.reset(mark_); }
+  WorkspaceScope(const WorkspaceScope&) = delete;
+  WorkspaceScope& operator=(const WorkspaceScope&) = delete;
+
+ private:
+  Workspace& workspace_;
+  const size_t mark_;
+};
+
+}  // namespace tandem::device

@@ -1,0 +1,37 @@
+// What a kernel call needs besides its tensors. Kernels own nothing: scratch comes from the workspace, threads from
+// the pool, both fixed at start. One Context per rank, used by its engine thread only.
+#pragma once
+
+#include "device/buffer.h"
+#include "device/dtype.h"
+#include "device/tensor.h"
+#include "device/thread_pool.h"
+
+namespace tandem::kernels {
+
+// Which implementation the switch in kernels/<family>.cc takes.
+enum class Backend : uint8_t {
+  kRef,   // plain loops in f32 on the CPU: oracle and fallback
+  kCpu,   // one source per op, compiled per instruction set
+  kCuda,  // cuda/; a build without CUDA has stubs that end the process
+};
+
+// Instruction sets of the kCpu backend, worst to best.
+enum class Isa : uint8_t { kAvx2, kAvx512, kAvx512Bf16 };
+const char* to_string(Isa isa);
+// The best that this CPU runs; kRef is used where not even AVX2 is there.
+bool cpu_supports(Isa isa);
+Isa best_isa();
+
+struct Context {
+  Backend backend = Backend::kRef;
+  Isa isa = Isa::kAvx2;  // read by kCpu only
+  device::ThreadPool* pool = nullptr;
+  device::Workspace* workspace = nullptr;
+
+  // Type of activations at the inputs of GEMMs and attention: f32 for ref, bf16 otherwise. Everything else
+  // (residual stream, router, softmax, combine, logits) is f32 everywhere.
+  device::DType act_dtype() const { return backend == Backend::kRef ? device::DType::kF32 : device::DType::kBF16; }
+};
+
+}  // namespace tandem::kernels

@@ -1,0 +1,35 @@
+// Communicator: how the ranks of one group vote. Non-blocking: post, then poll until the votes of all ranks are there.
+// Each rank holds its own Communicator and calls it from its engine thread.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/ids.h"
+#include "base/result.h"
+#include "parallel/step_protocol.h"
+
+namespace tandem::parallel {
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual Rank rank() const = 0;
+  virtual int32_t num_ranks() const = 0;
+  // At most one vote ahead of the slowest rank. CHECKs that steps come in order.
+  virtual void post_vote(const StepVote& vote, TimePoint now) = 0;
+  // The decision of the posted step, nothing while votes are missing, or kPeerLost after the deadline, naming the ranks
+  // that did not vote and the step.
+  virtual Result<std::optional<StepDecision>> poll_decision(TimePoint now) = 0;
+  // Parks the calling thread until a vote arrived or the timeout passed (no-op in the simulation).
+  virtual void wait(Duration timeout) = 0;
+};
+
+// All ranks of one process. deadline: how long a rank may be missing before the others give up.
+std::vector<std::unique_ptr<Communicator>> make_local_communicators(int32_t num_ranks, Duration deadline);
+
+}  // namespace tandem::parallel
