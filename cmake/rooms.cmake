@@ -18,9 +18,13 @@ function(tandem_room name)
   target_link_libraries(tandem_${name} ${scope} ${ROOM_LINKS})
 endfunction()
 
+add_custom_target(asan_tests)
+add_custom_target(tsan_tests)
+
 # tandem_test(NAME SOURCES... [ROOMS rooms...] [LINKS libs...] [LABELS labels...] [TIMEOUT seconds])
 # One GoogleTest program, one CTest entry. Labels: asan and tsan (also run under those sanitizers), sim, e2e, faults,
-# long (not in the default suite), gpu.
+# long (not in the default suite), gpu. The targets asan_tests and tsan_tests build the programs with those labels and
+# nothing else. An e2e test is built after the `tandem` binary and finds it as TANDEM_BINARY.
 function(tandem_test name)
   cmake_parse_arguments(TEST "" "TIMEOUT" "SOURCES;ROOMS;LINKS;LABELS" ${ARGN})
   add_executable(${name} ${TEST_SOURCES})
@@ -35,4 +39,13 @@ function(tandem_test name)
     set(TEST_TIMEOUT 300)
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${TEST_LABELS}" TIMEOUT ${TEST_TIMEOUT})
+  foreach(label asan tsan)
+    if(label IN_LIST TEST_LABELS AND NOT "long" IN_LIST TEST_LABELS)
+      add_dependencies(${label}_tests ${name})
+    endif()
+  endforeach()
+  if("e2e" IN_LIST TEST_LABELS)
+    add_dependencies(${name} tandem)
+    target_compile_definitions(${name} PRIVATE TANDEM_BINARY="$<TARGET_FILE:tandem>")
+  endif()
 endfunction()
