@@ -20,13 +20,18 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual Rank rank() const = 0;
   virtual int32_t num_ranks() const = 0;
-  // At most one vote ahead of the slowest rank. CHECKs that steps come in order.
+  // At most one vote ahead of the slowest rank. CHECKs that steps come in order (the first may be any, the same on all
+  // ranks) and that the decision of the step before was taken. After a failed poll_decision a no-op.
   virtual void post_vote(const StepVote& vote, TimePoint now) = 0;
   // The decision of the posted step, nothing while votes are missing, or kPeerLost after the deadline, naming the ranks
   // that did not vote and the step.
   virtual Result<std::optional<StepDecision>> poll_decision(TimePoint now) = 0;
-  // Parks the calling thread until a vote arrived or the timeout passed (no-op in the simulation).
+  // Parks the calling thread, after a short spin, until the timeout passed, wake() was called, or the vote it waits for
+  // arrived: with a vote posted, the last missing one; otherwise any other rank's vote for the next step (how an idle
+  // rank learns that the group moves on). No-op in the simulation.
   virtual void wait(Duration timeout) = 0;
+  // Any thread: ends the current or the next wait early.
+  virtual void wake() {}
 };
 
 // All ranks of one process. deadline: how long a rank may be missing before the others give up.

@@ -1,6 +1,6 @@
-// The one step protocol. Before each step every rank of a group, idle ones too, says what it wants in one small vote; from
-// the same votes every rank derives the same decision by a pure function. Whatever must happen on all ranks at once is
-// decided here and nowhere else. Values; both structs go between nodes as they are (fixed size, little-endian).
+// The one step protocol. Before each step every rank of a group, idle ones too, says what it wants in one small vote;
+// from the same votes every rank derives the same decision by a pure function. Whatever must happen on all ranks at
+// once is decided here and nowhere else. Values; both structs go between nodes as they are (fixed size, little-endian).
 #pragma once
 
 #include <cstdint>
@@ -9,37 +9,39 @@
 namespace tandem::parallel {
 
 enum class StepKind : uint8_t {
-  kNone = 0,     // nothing to run anywhere: no forward, park
-  kIdle = 1,     // this rank has no tokens, another has: take part with zero tokens
+  kNone = 0,  // nothing to run anywhere: no forward, park
+  kIdle = 1,  // this rank has no tokens, another has: take part with zero tokens
   kDecode = 2,
-  kExtend = 3,   // prefill (chunk)
+  kExtend = 3,  // prefill (chunk)
 };
 
 struct StepVote {
-  uint64_t step = 0;              // the step this vote is for
-  uint32_t num_tokens = 0;        // tokens this rank would run
+  uint64_t step = 0;        // the step this vote is for
+  uint32_t num_tokens = 0;  // tokens this rank would run
   uint32_t num_sequences = 0;
   StepKind kind = StepKind::kNone;
-  uint8_t wants_shutdown = 0;     // drained and ready to leave
-  uint8_t sleep_ready = 0;        // has taken over the slow-down below
+  uint8_t wants_shutdown = 0;  // drained and ready to leave
+  uint8_t sleep_ready = 0;     // has taken over the slow-down below
   uint8_t reserved = 0;
-  uint32_t sleep_ms = 0;          // requested pause before each step (slow_down)
-  uint32_t change_version = 0;    // newest pending change (placement, profile window) this rank has prepared
+  uint32_t sleep_ms = 0;        // requested pause before each step (slow_down)
+  uint32_t change_version = 0;  // newest pending change (placement, profile window) this rank has prepared
 };
 static_assert(sizeof(StepVote) == 32);
 
 struct StepDecision {
   uint64_t step = 0;
-  StepKind kind = StepKind::kNone;  // strongest of the group: extend > decode > none
+  StepKind kind = StepKind::kNone;  // strongest of the group: extend > decode > none (a vote for kIdle counts as none)
   uint8_t shutdown = 0;             // every rank wants it
-  uint8_t reserved[2] = {};
-  uint32_t max_tokens = 0;          // over ranks; sizes of padded exchanges
+  uint8_t sleep_ready = 0;          // every rank has taken over the slow-down below
+  uint8_t reserved = 0;
+  uint32_t max_tokens = 0;  // over ranks; sizes of padded exchanges
   uint32_t total_tokens = 0;
-  uint32_t sleep_ms = 0;            // largest request
-  uint32_t change_version = 0;      // smallest prepared version: what may be switched before this step
+  uint32_t sleep_ms = 0;        // largest request
+  uint32_t change_version = 0;  // smallest prepared version: what may be switched before this step
   uint32_t num_ranks = 0;
   bool operator==(const StepDecision&) const = default;
 };
+static_assert(sizeof(StepDecision) == 32);
 
 // votes: one per rank, rank order, all for the same step (CHECK). Pure.
 StepDecision decide(std::span<const StepVote> votes);

@@ -1,0 +1,69 @@
+#include "parallel/step_protocol.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+namespace tandem::parallel {
+namespace {
+
+StepVote vote(StepKind kind, uint32_t tokens) {
+  StepVote v;
+  v.step = 7;
+  v.kind = kind;
+  v.num_tokens = tokens;
+  return v;
+}
+
+TEST(Decide, StrongestKindWinsInAnyOrder) {
+  const std::vector<StepVote> extend = {vote(StepKind::kDecode, 3), vote(StepKind::kExtend, 100),
+                                        vote(StepKind::kNone, 0)};
+  EXPECT_EQ(decide(extend).kind, StepKind::kExtend);
+  const std::vector<StepVote> decode = {vote(StepKind::kNone, 0), vote(StepKind::kDecode, 3), vote(StepKind::kIdle, 0)};
+  EXPECT_EQ(decide(decode).kind, StepKind::kDecode);
+}
+
+TEST(Decide, RanksWithoutTokensMakeNoStep) {
+  const std::vector<StepVote> votes = {vote(StepKind::kIdle, 0), vote(StepKind::kNone, 0)};
+  EXPECT_EQ(decide(votes).kind, StepKind::kNone);
+  EXPECT_EQ(decide(votes).total_tokens, 0u);
+}
+
+TEST(Decide, SizesAreMaximumAndSumOverRanks) {
+  const std::vector<StepVote> votes = {vote(StepKind::kDecode, 3), vote(StepKind::kDecode, 9),
+                                       vote(StepKind::kIdle, 0)};
+  const StepDecision decision = decide(votes);
+  EXPECT_EQ(decision.step, 7u);
+  EXPECT_EQ(decision.max_tokens, 9u);
+  EXPECT_EQ(decision.total_tokens, 12u);
+  EXPECT_EQ(decision.num_ranks, 3u);
+}
+
+TEST(Decide, ShutdownAndSlowDownNeedEveryRank) {
+  std::vector<StepVote> votes = {vote(StepKind::kNone, 0), vote(StepKind::kNone, 0)};
+  votes[0].wants_shutdown = votes[0].sleep_ready = 1;
+  EXPECT_EQ(decide(votes).shutdown, 0);
+  EXPECT_EQ(decide(votes).sleep_ready, 0);
+  votes[1].wants_shutdown = votes[1].sleep_ready = 1;
+  EXPECT_EQ(decide(votes).shutdown, 1);
+  EXPECT_EQ(decide(votes).sleep_ready, 1);
+}
+
+TEST(Decide, LongestSleepAndOldestPreparedChangeApply) {
+  std::vector<StepVote> votes = {vote(StepKind::kDecode, 1), vote(StepKind::kDecode, 1)};
+  votes[0].sleep_ms = 20;
+  votes[1].sleep_ms = 90;
+  votes[0].change_version = 5;
+  votes[1].change_version = 4;
+  EXPECT_EQ(decide(votes).sleep_ms, 90u);
+  EXPECT_EQ(decide(votes).change_version, 4u);
+}
+
+TEST(DecideDeathTest, VotesForDifferentStepsAreABug) {
+  std::vector<StepVote> votes = {vote(StepKind::kDecode, 1), vote(StepKind::kDecode, 1)};
+  votes[1].step = 8;
+  EXPECT_DEATH(decide(votes), "vote.step == decision.step");
+}
+
+}  // namespace
+}  // namespace tandem::parallel
