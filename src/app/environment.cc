@@ -1,0 +1,66 @@
+#include "app/environment.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cstdlib>
+
+namespace tandem::app {
+namespace {
+
+struct Reader {
+  std::vector<std::string>* warnings;
+  std::optional<Error> fault;
+
+  std::optional<std::string> text(const std::string& suffix) {
+    if (const char* value = std::getenv(("SGLANG_" + suffix).c_str())) return value;
+    if (const char* value = std::getenv(("SGL_" + suffix).c_str())) {
+      warnings->push_back(fmt::format("SGL_{} is taken as SGLANG_{}", suffix, suffix));
+      return value;
+    }
+    return std::nullopt;
+  }
+
+  template <class T>
+  std::optional<T> number(const std::string& suffix, T lowest) {
+    std::optional<std::string> given = text(suffix);
+    if (!given) return std::nullopt;
+    T value{};
+    const char* end = given->data() + given->size();
+    auto [stop, error] = std::from_chars(given->data(), end, value);
+    if (error != std::errc() || stop != end || !(value >= lowest)) {
+      fault = invalid_input(fmt::format("environment variable SGLANG_{}: wanted a number of at least {}, got '{}'",
+                                        suffix, lowest, *given));
+      return std::nullopt;
+    }
+    return value;
+  }
+
+  bool flag(const std::string& suffix) {
+    std::string value = text(suffix).value_or("");
+    for (char& c : value) c = char(std::tolower(static_cast<unsigned char>(c)));
+    return value == "1" || value == "true" || value == "yes" || value == "y";
+  }
+};
+
+}  // namespace
+
+Result<Environment> read_environment() {
+  Environment env;
+  Reader reader{&env.warnings, {}};
+  env.max_dispatch_tokens_per_rank = reader.number<int64_t>("DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK", 1);
+  env.num_reserved_decode_tokens = reader.number<int64_t>("NUM_RESERVED_DECODE_TOKENS", 0);
+  env.bootstrap_timeout_s = reader.number<double>("DISAGGREGATION_BOOTSTRAP_TIMEOUT", 0).value_or(300);
+  env.waiting_timeout_s = reader.number<double>("DISAGGREGATION_WAITING_TIMEOUT", 0).value_or(300);
+  env.heartbeat_interval_s = reader.number<double>("DISAGGREGATION_HEARTBEAT_INTERVAL", 2).value_or(5);
+  env.heartbeat_max_failures = reader.number<int64_t>("DISAGGREGATION_HEARTBEAT_MAX_FAILURE", 1).value_or(2);
+  env.health_check_timeout_s = reader.number<double>("HEALTH_CHECK_TIMEOUT", 0).value_or(20);
+  env.allow_longer_context = reader.flag("ALLOW_OVERWRITE_LONGER_CONTEXT_LEN");
+  env.log_milliseconds = reader.flag("LOG_MS");
+  env.log_forward_iters = reader.flag("LOG_FORWARD_ITERS");
+  if (const char* secret = std::getenv("TANDEM_KV_SECRET")) env.kv_secret = secret;
+  if (reader.fault) return *reader.fault;
+  return env;
+}
+
+}  // namespace tandem::app

@@ -1,0 +1,32 @@
+// The environment variables that scripts for SGLang set, read once at start. Only `app` reads the environment.
+// SGL_X is taken for SGLANG_X with a warning; booleans are true/1/yes/y.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace tandem::app {
+
+struct Environment {
+  std::optional<int64_t> max_dispatch_tokens_per_rank;  // SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK
+  std::optional<int64_t> num_reserved_decode_tokens;    // SGLANG_NUM_RESERVED_DECODE_TOKENS, old name of the flag
+  double bootstrap_timeout_s = 300;                     // SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT
+  double waiting_timeout_s = 300;                       // SGLANG_DISAGGREGATION_WAITING_TIMEOUT
+  double heartbeat_interval_s = 5;                      // SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL, at least 2
+  int64_t heartbeat_max_failures = 2;                   // SGLANG_DISAGGREGATION_HEARTBEAT_MAX_FAILURE
+  double health_check_timeout_s = 20;                   // SGLANG_HEALTH_CHECK_TIMEOUT
+  bool allow_longer_context = false;                    // SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN
+  bool log_milliseconds = false;                        // SGLANG_LOG_MS
+  bool log_forward_iters = false;                       // SGLANG_LOG_FORWARD_ITERS
+  std::string kv_secret;                                // TANDEM_KV_SECRET: peers of the KV port must present it
+  std::vector<std::string> warnings;
+};
+
+// Errors: a value that cannot be parsed, naming variable and value.
+Result<Environment> read_environment();
+
+}  // namespace tandem::app

@@ -1,0 +1,83 @@
+#include "app/memory_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace tandem::app {
+namespace {
+
+constexpr int32_t kDefaultRunning = 256;      // requests of a rank without --max-running-requests
+constexpr int64_t kDefaultFullContexts = 32;  // the default pool holds this many sequences of full length
+constexpr double kDefaultMemFraction = 0.8;   // of the free memory, as the ceiling of that default
+
+std::string line(const char* what, int64_t bytes, const std::string& why) {
+  return fmt::format("memory plan: {:<14} {:>10.2f} MiB  {}", what, double(bytes) / (1 << 20), why);
+}
+
+}  // namespace
+
+Result<MemoryPlan> plan_memory(const ResolvedConfig& config, int num_threads, int64_t available_bytes) {
+  const engine::EngineConfig& engine = config.engine;
+  MemoryPlan plan;
+  plan.available_bytes = available_bytes;
+  plan.max_running_requests = engine.max_running_requests > 0 ? engine.max_running_requests : kDefaultRunning;
+
+  // Without chunking the first prompt of a batch may be as long as the context.
+  const int32_t step = engine.chunked_prefill_size > 0
+                           ? std::min(engine.chunked_prefill_size, engine.max_prefill_tokens)
+                           : std::max(engine.max_prefill_tokens, engine.context_length);
+  plan.limits.max_tokens = std::max(step, plan.max_running_requests);
+  plan.limits.max_sequences = plan.max_running_requests;
+  plan.limits.max_logit_rows = plan.max_running_requests;
+  plan.limits.max_context = engine.context_length;
+
+  model::LoadOptions options;
+  options.directory = config.model_directory;
+  options.config_overrides = config.flags.text("json_model_override_args");
+  options.backend = config.backend;
+  options.isa = config.isa;
+  options.num_threads = num_threads;
+  options.limits = plan.limits;
+  ASSIGN_OR_RETURN(model::MemoryPlan model_plan, model::plan_memory(config.model, options));
+  plan.weight_bytes = model_plan.weight_bytes;
+  plan.workspace_bytes = model_plan.workspace_bytes;
+  plan.logits_bytes = plan.limits.max_logit_rows * config.model.vocab_size * int64_t(sizeof(float));
+
+  const int64_t element = config.backend == kernels::Backend::kRef ? 4 : 2;
+  const int64_t token_bytes =
+      int64_t(config.model.num_layers) * (config.model.kv_lora_rank + config.model.rope_dim) * element;
+  const int64_t fixed = plan.weight_bytes + plan.workspace_bytes + plan.logits_bytes;
+  const double fraction = config.mem_fraction_static > 0 ? config.mem_fraction_static : kDefaultMemFraction;
+  const int64_t room = std::max<int64_t>(0, int64_t(double(available_bytes) * fraction) - fixed);
+  int64_t tokens = engine.max_total_tokens;
+  std::string why = "--max-total-tokens";
+  if (tokens == 0 || config.mem_fraction_static > 0) {
+    int64_t most = tokens > 0 ? tokens : INT64_MAX;
+    if (tokens == 0 && config.mem_fraction_static == 0) most = kDefaultFullContexts * engine.context_length;
+    tokens = std::min(room / token_bytes, most);
+    why = config.mem_fraction_static > 0 ? "--mem-fraction-static" : "default";
+  }
+  tokens = std::min<int64_t>(tokens, INT32_MAX / 2) / engine.block_tokens * engine.block_tokens;
+  plan.max_total_tokens = int32_t(tokens);
+  plan.kv_bytes = tokens * token_bytes;
+
+  plan.lines.push_back(
+      line("weights", plan.weight_bytes, fmt::format("{} layers, as stored", config.model.num_layers)));
+  plan.lines.push_back(
+      line("workspace", plan.workspace_bytes, fmt::format("{} tokens per step", plan.limits.max_tokens)));
+  plan.lines.push_back(line("logits", plan.logits_bytes, fmt::format("{} rows", plan.limits.max_logit_rows)));
+  plan.lines.push_back(
+      line("KV pool", plan.kv_bytes, fmt::format("{} tokens x {} bytes ({})", tokens, token_bytes, why)));
+  plan.lines.push_back(
+      line("sum", fixed + plan.kv_bytes, fmt::format("of {:.2f} MiB available", double(available_bytes) / (1 << 20))));
+  if (fixed + plan.kv_bytes > available_bytes || tokens < engine.block_tokens) {
+    return exhausted(fmt::format(
+        "the memory plan needs {:.0f} MiB and a KV pool of at least {} tokens, {:.0f} MiB are available: lower "
+        "--max-total-tokens, --max-running-requests, --chunked-prefill-size or raise --mem-fraction-static",
+        double(fixed + plan.kv_bytes) / (1 << 20), engine.block_tokens, double(available_bytes) / (1 << 20)));
+  }
+  return plan;
+}
+
+}  // namespace tandem::app

@@ -1,0 +1,23 @@
+// How memory is divided before any of it is allocated. Pure.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "app/resolve.h"
+#include "model/model.h"
+
+namespace tandem::app {
+
+struct MemoryPlan {
+  int32_t max_total_tokens = 0;  // KV pool of the rank, multiple of the page size
+  int32_t max_running_requests = 0;
+  model::ForwardLimits limits;
+  int64_t weight_bytes = 0, workspace_bytes = 0, kv_bytes = 0, logits_bytes = 0, available_bytes = 0;
+  std::vector<std::string> lines;  // what is printed, one line per consumer and the sum
+};
+
+// available_bytes: free memory now. Error: the plan does not fit, with the sum and the flags to change.
+Result<MemoryPlan> plan_memory(const ResolvedConfig& config, int num_threads, int64_t available_bytes);
+
+}  // namespace tandem::app

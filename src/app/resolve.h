@@ -1,0 +1,45 @@
+// From flags, environment and config.json to one resolved configuration: every derived value is computed here, once.
+// Touches no device, NIC, port or free memory.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "app/environment.h"
+#include "app/flags.h"
+#include "engine/engine.h"
+#include "kernels/context.h"
+#include "model/config.h"
+
+namespace tandem::app {
+
+struct ResolvedConfig {
+  FlagValues flags;
+  Environment environment;
+  std::string model_directory, tokenizer_directory, served_model_name;
+  model::ModelConfig model;
+  engine::EngineConfig engine;  // max_total_tokens and max_running_requests 0: decided by the memory plan
+  int32_t attn_tp_size = 1, dp_size = 1, ep_size = 1;
+  int32_t max_dispatch_tokens_per_rank = 128;
+  std::string ep_dispatch_algorithm;  // "" without redundant experts
+  double mem_fraction_static = 0;     // 0: not given
+  bool fake_transfer = false;
+  bool dummy_weights = false;
+  kernels::Backend backend = kernels::Backend::kCpu;
+  kernels::Isa isa = kernels::Isa::kAvx2;
+  bool isa_given = false;
+  std::vector<std::string> warnings;  // printed once at start
+  std::vector<std::string> refusals;  // valid, but not in this version: starting fails with these
+};
+
+struct ResolveOutcome {
+  ResolvedConfig config;
+  std::vector<std::string> faults;  // one line each; empty: resolved
+};
+
+ResolveOutcome resolve(FlagValues flags, Environment environment);
+
+// What --check-config prints: all flags with their resolved values and, under "derived", what follows from them.
+json::Object describe(const ResolvedConfig& config);
+
+}  // namespace tandem::app
