@@ -1,0 +1,45 @@
+#include "app/memory_plan.h"
+
+#include <gtest/gtest.h>
+
+#include "app/server_flags.h"
+
+namespace tandem::app {
+namespace {
+
+constexpr int64_t kGiB = int64_t(1) << 30;
+
+ResolvedConfig tiny(std::vector<std::string> args) {
+  args.insert(args.end(), {"--model-path", TANDEM_SOURCE_DIR "/models/tiny"});
+  Result<ParseOutcome> parsed = parse_flags("launch_server", "", server_flags(), args);
+  EXPECT_TRUE(parsed);
+  ResolveOutcome outcome = resolve(std::move(parsed)->values, {});
+  EXPECT_TRUE(outcome.faults.empty());
+  return std::move(outcome.config);
+}
+
+TEST(MemoryPlan, GivenTokensAreTakenAndTheLinesAddUp) {
+  Result<MemoryPlan> plan = plan_memory(tiny({"--max-total-tokens", "1000", "--page-size", "16"}), 1, 4 * kGiB);
+  ASSERT_TRUE(plan) << plan.error().message;
+  EXPECT_EQ(plan->max_total_tokens, 992);  // whole pages
+  EXPECT_EQ(plan->kv_bytes, 992 * 6 * 160 * 2);
+  EXPECT_EQ(plan->lines.size(), 5u);
+}
+
+TEST(MemoryPlan, FractionBoundsThePool) {
+  Result<MemoryPlan> plan = plan_memory(tiny({"--mem-fraction-static", "0.5"}), 1, 4 * kGiB);
+  ASSERT_TRUE(plan) << plan.error().message;
+  int64_t sum = plan->weight_bytes + plan->workspace_bytes + plan->logits_bytes + plan->kv_bytes;
+  EXPECT_LE(sum, 2 * kGiB);
+  EXPECT_GT(sum, 2 * kGiB - (1 << 20));
+}
+
+TEST(MemoryPlan, TooLittleMemoryIsAnErrorThatSaysWhatToChange) {
+  Result<MemoryPlan> plan = plan_memory(tiny({}), 1, 8 << 20);
+  ASSERT_FALSE(plan);
+  EXPECT_EQ(plan.error().code, ErrorCode::kExhausted);
+  EXPECT_NE(plan.error().message.find("--max-total-tokens"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace tandem::app

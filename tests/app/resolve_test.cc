@@ -1,0 +1,178 @@
+#include "app/resolve.h"
+
+#include <gtest/gtest.h>
+
+#include <sstream>
+
+#include "app/server_flags.h"
+
+namespace tandem::app {
+namespace {
+
+const std::string kR1 = TANDEM_SOURCE_DIR "/tests/data/configs/deepseek-r1";
+const std::string kTiny = TANDEM_SOURCE_DIR "/models/tiny";
+
+ResolveOutcome resolve_line(const std::string& line, Environment environment = {}) {
+  std::vector<std::string> args;
+  std::istringstream words(line);
+  for (std::string word; words >> word;) args.push_back(word);
+  Result<ParseOutcome> parsed = parse_flags("launch_server", "", server_flags(), args);
+  EXPECT_TRUE(parsed) << parsed.error().message;
+  return resolve(std::move(parsed)->values, std::move(environment));
+}
+
+std::string joined(const std::vector<std::string>& lines) {
+  std::string all;
+  for (const std::string& line : lines) all += line + "\n";
+  return all;
+}
+
+// The launch commands of the small-scale recipe, with program, host addresses and model directory replaced.
+const std::string kCommon = "--model-path " + kR1 +
+                            " --load-format dummy --disaggregation-ib-device mlx5_0,mlx5_1,mlx5_3,mlx5_4"
+                            " --enable-dp-attention --decode-log-interval 1 --enable-deepep-moe --page-size 1"
+                            " --host 0.0.0.0 --trust-remote-code --moe-dense-tp-size 1 --enable-dp-lm-head"
+                            " --disable-radix-cache --watchdog-timeout 1000000 ";
+
+TEST(Resolve, SeedPrefillOnThreeNodes) {
+  ResolveOutcome outcome = resolve_line(
+      kCommon +
+      "--disaggregation-mode prefill --dist-init-addr 127.0.0.1:5757 --nnodes 3 --node-rank 0 --tp-size 24 "
+      "--dp-size 24 --deepep-mode normal --mem-fraction-static 0.85 --chunked-prefill-size 393216 "
+      "--max-running-requests 6144 --max-total-tokens 131072 --context-length 8192 "
+      "--enable-two-batch-overlap --ep-num-redundant-experts 32 --ep-dispatch-algorithm dynamic "
+      "--eplb-algorithm deepseek --init-expert-location /data/prefill_in4096.json");
+  EXPECT_TRUE(outcome.faults.empty()) << joined(outcome.faults);
+  const ResolvedConfig& config = outcome.config;
+  EXPECT_EQ(config.engine.chunked_prefill_size, 16384);
+  EXPECT_EQ(config.engine.max_running_requests, 256);
+  EXPECT_EQ(config.engine.max_total_tokens, 131072);
+  EXPECT_EQ(config.attn_tp_size, 1);
+  EXPECT_EQ(config.ep_size, 24);
+  EXPECT_EQ(config.ep_dispatch_algorithm, "dynamic");
+  EXPECT_FALSE(config.refusals.empty());
+  json::Object described = describe(config);
+  EXPECT_EQ(described["derived"].as_object()["experts_per_rank"], 12);
+}
+
+TEST(Resolve, SeedDecodeOnOneNode) {
+  Environment environment;
+  environment.num_reserved_decode_tokens = 130;
+  ResolveOutcome outcome = resolve_line(
+      kCommon +
+          "--disaggregation-mode decode --dist-init-addr 127.0.0.1:5757 --nnodes 1 --node-rank 0 --tp-size 8 "
+          "--dp-size 8 --disable-overlap-schedule --deepep-mode low_latency --mem-fraction-static 0.835 "
+          "--max-running-requests 2048 --context-length 4500 --cuda-graph-bs 256",
+      environment);
+  EXPECT_TRUE(outcome.faults.empty()) << joined(outcome.faults);
+  EXPECT_EQ(outcome.config.engine.max_running_requests, 256);
+  EXPECT_EQ(outcome.config.engine.num_reserved_decode_tokens, 130);
+  EXPECT_EQ(outcome.config.max_dispatch_tokens_per_rank, 256);
+  EXPECT_NE(joined(outcome.config.warnings).find("DISPATCH_TOKENS_PER_RANK is not set: 256"), std::string::npos);
+}
+
+TEST(Resolve, SeedPrefillOnOneNode) {
+  ResolveOutcome outcome =
+      resolve_line(kCommon +
+                   "--disaggregation-mode prefill --dist-init-addr 127.0.0.1:5757 --nnodes 1 --node-rank 0 --tp-size 8 "
+                   "--dp-size 8 --deepep-mode normal --mem-fraction-static 0.85 --chunked-prefill-size 131072 "
+                   "--max-running-requests 2048 --max-total-tokens 131072 --context-length 8192 "
+                   "--disable-overlap-schedule");
+  EXPECT_TRUE(outcome.faults.empty()) << joined(outcome.faults);
+  EXPECT_EQ(outcome.config.engine.chunked_prefill_size, 16384);
+}
+
+TEST(Resolve, SeedDecodeOnThreeNodesTakesStaticDispatchWithAWarning) {
+  ResolveOutcome outcome = resolve_line(
+      kCommon +
+      "--disaggregation-mode decode --dist-init-addr 127.0.0.1:5757 --nnodes 3 --node-rank 0 --tp-size 24 "
+      "--dp-size 24 --enable-two-batch-overlap --deepep-mode low_latency --mem-fraction-static 0.8 "
+      "--max-running-requests 6144 --context-length 4500 --cuda-graph-bs 128 --ep-num-redundant-experts 32");
+  EXPECT_TRUE(outcome.faults.empty()) << joined(outcome.faults);
+  EXPECT_EQ(outcome.config.ep_dispatch_algorithm, "static");
+  EXPECT_NE(joined(outcome.config.warnings).find("--ep-dispatch-algorithm is not given: static"), std::string::npos);
+}
+
+TEST(Resolve, OneRankOfTheTinyModelStarts) {
+  ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " --disaggregation-mode decode --page-size 16");
+  EXPECT_TRUE(outcome.faults.empty()) << joined(outcome.faults);
+  EXPECT_TRUE(outcome.config.refusals.empty()) << joined(outcome.config.refusals);
+  EXPECT_FALSE(outcome.config.engine.radix_cache);
+  EXPECT_EQ(outcome.config.engine.context_length, 4096);
+}
+
+TEST(Resolve, FlagBeatsTheOldEnvironmentVariable) {
+  Environment environment;
+  environment.num_reserved_decode_tokens = 130;
+  ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " --num-reserved-decode-tokens 7", environment);
+  EXPECT_EQ(outcome.config.engine.num_reserved_decode_tokens, 7);
+}
+
+TEST(Resolve, EachConflictIsOneLineThatNamesTheFlag) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"--tp-size 8 --nnodes 3 --dist-init-addr a:1", "--nnodes"},
+      {"--tp-size 8 --dp-size 3 --enable-dp-attention", "--dp-size"},
+      {"--tp-size 8 --nnodes 2 --dp-size 2 --dist-init-addr a:1", "--enable-dp-attention"},
+      {"--tp-size 8 --nnodes 2", "--dist-init-addr"},
+      {"--dist-init-addr nowhere", "--dist-init-addr"},
+      {"--nnodes 2 --tp-size 2 --node-rank 2 --dist-init-addr a:1", "--node-rank"},
+      {"--moe-dense-tp-size 2", "--moe-dense-tp-size"},
+      {"--chunked-prefill-size 100 --page-size 64", "--page-size"},
+      {"--chunked-prefill-size 0", "--chunked-prefill-size"},
+      {"--tp-size 4 --dp-size 4 --enable-dp-attention --max-running-requests 3", "--max-running-requests"},
+      {"--enable-eplb", "--enable-eplb"},
+      {"--tp-size 3 --enable-deepep-moe", "--ep-size"},
+      {"--ep-size 2", "--ep-size"},
+      {"--disaggregation-mode decode --disaggregation-decode-tp 2", "--disaggregation-decode-tp"},
+      {"--disaggregation-mode prefill --tp-size 4 --disaggregation-decode-tp 6", "--disaggregation-decode-tp"},
+      {"--disaggregation-mode prefill --port 8998", "--disaggregation-bootstrap-port"},
+      {"--tbo-token-distribution-threshold 0.6", "--tbo-token-distribution-threshold"},
+      {"--mem-fraction-static 1.5", "--mem-fraction-static"},
+      {"--context-length 5000", "--context-length"},
+      {"--port 0", "--port"},
+      {"--port 70000", "--port"},
+      {"--load-format gguf", "--load-format"},
+      {"--dtype float16", "--dtype"},
+      {"--quantization awq", "--quantization"},
+      {"--kv-cache-dtype fp8_e5m2", "--kv-cache-dtype"},
+      {"--served-model-name a:b", "--served-model-name"},
+      {"--json-model-override-args {\"num_hidden_layers\":0}", "num_hidden_layers"},
+      {"--cuda-graph-bs 0", "--cuda-graph-bs"},
+      {"--disaggregation-transfer-backend ascend", "--disaggregation-transfer-backend"},
+  };
+  for (const auto& [flags, named] : cases) {
+    ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " " + flags);
+    ASSERT_FALSE(outcome.faults.empty()) << flags;
+    EXPECT_NE(joined(outcome.faults).find(named), std::string::npos) << flags << ": " << joined(outcome.faults);
+  }
+}
+
+TEST(Resolve, AnExplicitDispatchLimitBelowTheDecodeBatchIsAFault) {
+  Environment environment;
+  environment.max_dispatch_tokens_per_rank = 64;
+  ResolveOutcome outcome =
+      resolve_line("--model-path " + kTiny + " --enable-deepep-moe --deepep-mode low_latency --max-running-requests 65",
+                   environment);
+  EXPECT_NE(joined(outcome.faults).find("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK=64"), std::string::npos);
+}
+
+TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
+  for (const char* flags : {"--tp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE",
+                            "--expert-distribution-recorder-mode stat", "--enable-two-batch-overlap",
+                            "--kv-cache-dtype fp8_e4m3", "--device cuda"}) {
+    ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " " + flags);
+    EXPECT_TRUE(outcome.faults.empty()) << flags << ": " << joined(outcome.faults);
+    EXPECT_FALSE(outcome.config.refusals.empty()) << flags;
+  }
+  // The same flags with their default values change nothing and are not refused.
+  ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " --tp 1 --init-expert-location trivial --nnodes 1");
+  EXPECT_TRUE(outcome.config.refusals.empty()) << joined(outcome.config.refusals);
+}
+
+TEST(Resolve, TheKeyIsNotPrinted) {
+  ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " --api-key secret");
+  EXPECT_EQ(json::dump(describe(outcome.config)).find("secret"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace tandem::app
