@@ -13,9 +13,8 @@ class LoopBody {
  public:
   template <class F>
   LoopBody(const F& f)  // NOLINT: implicit on purpose, f outlives the call
-      : object_(&f), call_([](const void* object, int64_t index, int thread) {
-          (*static_cast<const F*>(object))(index, thread);
-        }) {}
+      : object_(&f),
+        call_([](const void* object, int64_t index, int thread) { (*static_cast<const F*>(object))(index, thread); }) {}
   void operator()(int64_t index, int thread) const { call_(object_, index, thread); }
 
  private:

@@ -13,11 +13,11 @@ namespace tandem::kernels {
 
 struct MlaShape {
   int32_t num_heads = 0;
-  int32_t nope_dim = 0;      // qk_nope_head_dim
-  int32_t rope_dim = 0;      // qk_rope_head_dim
-  int32_t v_dim = 0;         // v_head_dim
+  int32_t nope_dim = 0;  // qk_nope_head_dim
+  int32_t rope_dim = 0;  // qk_rope_head_dim
+  int32_t v_dim = 0;     // v_head_dim
   int32_t kv_lora_rank = 0;
-  float softmax_scale = 0;   // 1/sqrt(nope+rope), times mscale^2 under yarn
+  float softmax_scale = 0;  // 1/sqrt(nope+rope), times mscale^2 under yarn
   int32_t row_width() const { return kv_lora_rank + rope_dim; }
 };
 
@@ -34,7 +34,7 @@ struct PagedCache {
 // [prefix_len, prefix_len + num_rows); keys are positions [0, prefix_len + num_rows), causal.
 struct SequenceSpan {
   int32_t first_row = 0;
-  int32_t num_rows = 0;     // 1 in decode
+  int32_t num_rows = 0;  // 1 in decode
   int32_t prefix_len = 0;
   const int32_t* block_table = nullptr;  // block ids, ceil((prefix_len + num_rows) / block_tokens) of them
 };
@@ -49,9 +49,9 @@ struct RopeTable {
 
 // Both kinds of kv_b_proj that attention needs, packed per head at load.
 struct KvUpWeights {
-  PackedWeight expand;                // [heads*(nope+v), kv_lora]: prefill expands latents to keys and values
-  std::vector<PackedWeight> absorb_k; // per head, outputs kv_lora, inputs nope: q_latent = W_uk^T q_nope
-  std::vector<PackedWeight> absorb_v; // per head, outputs v, inputs kv_lora
+  PackedWeight expand;                 // [heads*(nope+v), kv_lora]: prefill expands latents to keys and values
+  std::vector<PackedWeight> absorb_k;  // per head, outputs kv_lora, inputs nope: q_latent = W_uk^T q_nope
+  std::vector<PackedWeight> absorb_v;  // per head, outputs v, inputs kv_lora
 };
 KvUpWeights pack_kv_up(Backend backend, Isa isa, const MlaShape& shape, const RawWeight& kv_b_proj);
 

@@ -15,14 +15,14 @@ namespace tandem::kernels {
 
 // A weight as the checkpoint stores it: rows are outputs (N), columns inputs (K).
 struct RawWeight {
-  const void* data = nullptr;            // [rows, cols], dtype, row-major
+  const void* data = nullptr;                 // [rows, cols], dtype, row-major
   device::DType dtype = device::DType::kF32;  // kF8E4M3, kBF16 or kF32
   int64_t rows = 0, cols = 0;
-  int64_t row_stride = 0;                // elements from row to row; cols when contiguous
-  bool transposed = false;               // true: use W^T, so that outputs are `cols` and inputs `rows` (absorbed k)
+  int64_t row_stride = 0;   // elements from row to row; cols when contiguous
+  bool transposed = false;  // true: use W^T, so that outputs are `cols` and inputs `rows` (absorbed k)
   // FP8 only: weight = value * scale_inv[(row_offset + row) / 128][(col_offset + col) / 128].
   const float* scale_inv = nullptr;
-  int64_t scale_stride = 0;              // scales per block row
+  int64_t scale_stride = 0;                // scales per block row
   int64_t row_offset = 0, col_offset = 0;  // where this view begins inside the scaled matrix
 };
 

@@ -15,7 +15,7 @@ enum class GateScoring : uint8_t { kSigmoid, kSoftmax };
 enum class GateMethod : uint8_t {
   kGreedy,              // top_k over all scores
   kGroupLimitedGreedy,  // V2: groups ranked by their best score
-  kNoAuxTc,             // V3: groups ranked by the sum of their best two (score + bias); weights from scores without bias
+  kNoAuxTc,  // V3: groups ranked by the sum of their best two (score + bias); weights from scores without bias
 };
 
 struct GateConfig {
@@ -23,9 +23,9 @@ struct GateConfig {
   int32_t num_groups = 1, top_k_groups = 1;
   GateScoring scoring = GateScoring::kSigmoid;
   GateMethod method = GateMethod::kNoAuxTc;
-  bool normalize = true;       // norm_topk_prob: weights / (sum + 1e-20)
-  float scaling_factor = 1.0f; // routed_scaling_factor. As in the Hugging Face V2 code, softmax gates with
-                               // norm_topk_prob and top_k > 1 are normalised and then scaled too.
+  bool normalize = true;        // norm_topk_prob: weights / (sum + 1e-20)
+  float scaling_factor = 1.0f;  // routed_scaling_factor. As in the Hugging Face V2 code, softmax gates with
+                                // norm_topk_prob and top_k > 1 are normalised and then scaled too.
 };
 
 // x [T, H] f32 (unrounded norm), weight [E, H] f32, bias [E] f32 or empty.

@@ -1,0 +1,39 @@
+// The packed form of a weight, private to this room.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "device/buffer.h"
+#include "kernels/gemm.h"
+
+namespace tandem::kernels {
+
+// Columns of a panel in the cpu backend's layout.
+inline constexpr int64_t kPanel = 32;
+
+// kRef: values [N, K] row-major in `dtype`; scales [N, segments].
+// kCpu: values in panels of 32 outputs, [ceil(N/32)][K/2 rounded up][32 outputs x 2 inputs], dtype kF8E4M3 (bytes
+// ordered for the conversion in cpu/) or kBF16; scales [panels, segments, 32]. Padding outputs and inputs are zero.
+// Segments cut K where the 128-blocks of the checkpoint do, in the view's own coordinates: within one segment
+// an output has one scale. bf16 and f32 have one segment and no scales.
+struct PackedWeight::Impl {
+  Backend backend = Backend::kRef;
+  Isa isa = Isa::kAvx2;
+  device::DType dtype = device::DType::kF32;
+  int64_t n = 0, k = 0;
+  std::vector<int32_t> segments;  // K begin of each segment, then K
+  device::Buffer values;
+  device::Buffer scales;
+
+  int64_t num_segments() const { return int64_t(segments.size()) - 1; }
+};
+
+// Element access to a raw weight seen as [outputs, inputs].
+int64_t raw_outputs(const RawWeight& w);
+int64_t raw_inputs(const RawWeight& w);
+float raw_value(const RawWeight& w, int64_t n, int64_t k);        // scaled
+float raw_scale(const RawWeight& w, int64_t n, int64_t k);        // FP8 only
+const uint8_t* raw_at(const RawWeight& w, int64_t n, int64_t k);  // address of the element
+
+}  // namespace tandem::kernels

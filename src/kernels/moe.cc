@@ -1,0 +1,99 @@
+#include "kernels/moe.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "kernels/backends.h"
+
+namespace tandem::kernels {
+
+using device::DType;
+using device::TensorView;
+
+void gate(const Context& ctx, const GateConfig& config, TensorView x, TensorView weight, TensorView bias,
+          TensorView ids, TensorView weights) {
+  CHECK(config.num_experts > 0 && config.top_k > 0 && config.top_k <= config.num_experts);
+  CHECK(config.num_groups > 0 && config.num_experts % config.num_groups == 0);
+  CHECK(config.top_k_groups > 0 && config.top_k_groups <= config.num_groups);
+  CHECK(config.method == GateMethod::kGreedy ||
+        config.top_k <= config.num_experts / config.num_groups * config.top_k_groups);
+  CHECK(x.dtype() == DType::kF32 && weight.dtype() == DType::kF32 && weight.rank() == 2 && x.rank() == 2);
+  CHECK(weight.dim(0) == config.num_experts && weight.dim(1) == x.dim(1));
+  CHECK(bias.data() == nullptr || (bias.dtype() == DType::kF32 && bias.num_elements() == config.num_experts));
+  CHECK(ids.dtype() == DType::kI32 && ids.num_elements() == x.dim(0) * config.top_k);
+  CHECK(weights.dtype() == DType::kF32 && weights.num_elements() == x.dim(0) * config.top_k);
+  switch (ctx.backend) {
+    case Backend::kRef: return ref::gate(ctx, config, x, weight, bias, ids, weights);
+    case Backend::kCpu: return cpu::gate(ctx, config, x, weight, bias, ids, weights);
+    case Backend::kCuda: return cuda::gate(ctx, config, x, weight, bias, ids, weights);
+  }
+}
+
+SlotSort sort_by_slot(const Context& ctx, TensorView slots, int32_t num_slots) {
+  CHECK(ctx.backend != Backend::kCuda);  // sorted on the host for both CPU backends
+  CHECK(slots.dtype() == DType::kI32 && slots.rank() == 2 && num_slots > 0);
+  const int64_t top_k = slots.dim(1), count = slots.num_elements();
+  int32_t* begin = ctx.workspace->take_array<int32_t>(size_t(num_slots) + 1);
+  int32_t* row_token = ctx.workspace->take_array<int32_t>(size_t(count));
+  int32_t* row_of = ctx.workspace->take_array<int32_t>(size_t(count));
+  std::fill_n(begin, num_slots + 1, 0);
+  const int32_t* slot = slots.as<int32_t>();
+  for (int64_t i = 0; i < count; ++i) {
+    CHECK(slot[i] >= 0 && slot[i] < num_slots);
+    ++begin[slot[i] + 1];
+  }
+  for (int32_t s = 0; s < num_slots; ++s) begin[s + 1] += begin[s];
+  // begin[s] moves to its end while rows are placed, which is where begin[s + 1] was: shift back afterwards.
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t row = begin[slot[i]]++;
+    row_token[row] = int32_t(i / top_k);
+    row_of[i] = row;
+  }
+  for (int32_t s = num_slots; s > 0; --s) begin[s] = begin[s - 1];
+  begin[0] = 0;
+  return SlotSort{{begin, size_t(num_slots) + 1}, {row_token, size_t(count)}, {row_of, size_t(count)}};
+}
+
+void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::span<const ExpertWeights* const> experts,
+                 int32_t intermediate, TensorView y) {
+  CHECK(ctx.pool != nullptr && ctx.workspace != nullptr);
+  CHECK(x.rank() == 2 && y.rank() == 2 && x.dim(1) == y.dim(1) && intermediate > 0);
+  CHECK(x.dtype() == ctx.act_dtype() && y.dtype() == DType::kF32 && y.dim(0) == int64_t(sort.row_token.size()));
+  CHECK(experts.size() + 1 == sort.slot_begin.size());
+  for (size_t slot = 0; slot < experts.size(); ++slot) {
+    if (sort.slot_begin[slot] == sort.slot_begin[slot + 1]) continue;
+    CHECK(experts[slot] != nullptr);
+    CHECK(experts[slot]->gate_up.rows() == 2 * int64_t(intermediate) && experts[slot]->gate_up.cols() == x.dim(1));
+    CHECK(experts[slot]->down.rows() == x.dim(1) && experts[slot]->down.cols() == intermediate);
+  }
+  switch (ctx.backend) {
+    case Backend::kRef: return ref::grouped_mlp(ctx, x, sort, experts, intermediate, y);
+    case Backend::kCpu: return cpu::grouped_mlp(ctx, x, sort, experts, intermediate, y);
+    case Backend::kCuda: return cuda::grouped_mlp(ctx, x, sort, experts, intermediate, y);
+  }
+}
+
+void combine(const Context& ctx, TensorView y, const SlotSort& sort, TensorView weights, TensorView out) {
+  CHECK(y.dtype() == DType::kF32 && weights.dtype() == DType::kF32 && out.dtype() == DType::kF32);
+  CHECK(weights.rank() == 2 && out.rank() == 2 && weights.dim(0) == out.dim(0) && y.dim(1) == out.dim(1));
+  CHECK(int64_t(sort.row_of.size()) == weights.num_elements());
+  switch (ctx.backend) {
+    case Backend::kRef: return ref::combine(ctx, y, sort, weights, out);
+    case Backend::kCpu: return cpu::combine(ctx, y, sort, weights, out);
+    case Backend::kCuda: return cuda::combine(ctx, y, sort, weights, out);
+  }
+}
+
+size_t moe_workspace_bytes(const Context& ctx, int64_t max_rows, int32_t top_k, int32_t num_slots, int64_t hidden,
+                           int64_t intermediate) {
+  const size_t sorted = (size_t(num_slots) + 1 + 2 * size_t(max_rows) * size_t(top_k)) * sizeof(int32_t) + 3 * 64;
+  const size_t scores = (2 * size_t(num_slots) + 256) * sizeof(float) * size_t(ctx.pool->num_threads() + 1);
+  switch (ctx.backend) {
+    case Backend::kRef: return sorted + scores + ref::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
+    case Backend::kCpu: return sorted + scores + cpu::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
+    case Backend::kCuda: return sorted + scores + cuda::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
+  }
+  return 0;
+}
+
+}  // namespace tandem::kernels

@@ -1,0 +1,44 @@
+#include "kernels/norm.h"
+
+#include "base/check.h"
+#include "kernels/backends.h"
+
+namespace tandem::kernels {
+
+using device::DType;
+using device::TensorView;
+
+void embed(const Context& ctx, std::span<const int32_t> ids, TensorView table, TensorView y) {
+  CHECK(table.rank() == 2 && y.rank() == 2 && y.dim(0) == int64_t(ids.size()) && y.dim(1) == table.dim(1));
+  CHECK(y.dtype() == DType::kF32 && (table.dtype() == DType::kBF16 || table.dtype() == DType::kF32));
+  for (const int32_t id : ids) CHECK(id >= 0 && id < table.dim(0));
+  switch (ctx.backend) {
+    case Backend::kRef: return ref::embed(ctx, ids, table, y);
+    case Backend::kCpu: return cpu::embed(ctx, ids, table, y);
+    case Backend::kCuda: return cuda::embed(ctx, ids, table, y);
+  }
+}
+
+void rms_norm(const Context& ctx, TensorView x, int64_t x_row_stride, TensorView weight, float epsilon, TensorView y,
+              TensorView y_f32) {
+  CHECK(x.dtype() == DType::kF32 && weight.dtype() == DType::kF32 && y.dtype() == ctx.act_dtype());
+  CHECK(y.rank() == 2 && weight.num_elements() == y.dim(1) && x_row_stride >= y.dim(1));
+  CHECK(y_f32.data() == nullptr || (y_f32.dtype() == DType::kF32 && y_f32.num_elements() == y.num_elements()));
+  switch (ctx.backend) {
+    case Backend::kRef: return ref::rms_norm(ctx, x, x_row_stride, weight, epsilon, y, y_f32);
+    case Backend::kCpu: return cpu::rms_norm(ctx, x, x_row_stride, weight, epsilon, y, y_f32);
+    case Backend::kCuda: return cuda::rms_norm(ctx, x, x_row_stride, weight, epsilon, y, y_f32);
+  }
+}
+
+void swiglu(const Context& ctx, TensorView gate_up, TensorView y) {
+  CHECK(gate_up.dtype() == DType::kF32 && y.dtype() == ctx.act_dtype());
+  CHECK(gate_up.rank() == 2 && y.rank() == 2 && gate_up.dim(0) == y.dim(0) && gate_up.dim(1) == 2 * y.dim(1));
+  switch (ctx.backend) {
+    case Backend::kRef: return ref::swiglu(ctx, gate_up, y);
+    case Backend::kCpu: return cpu::swiglu(ctx, gate_up, y);
+    case Backend::kCuda: return cuda::swiglu(ctx, gate_up, y);
+  }
+}
+
+}  // namespace tandem::kernels

@@ -1,0 +1,19 @@
+#include "kernels/sample.h"
+
+#include "base/check.h"
+#include "kernels/backends.h"
+
+namespace tandem::kernels {
+
+void sample(const Context& ctx, device::TensorView logits, std::span<const SampleParams> params,
+            std::span<SampleResult> results) {
+  CHECK(logits.rank() == 2 && logits.dtype() == device::DType::kF32 && logits.dim(1) > 0);
+  CHECK(int64_t(params.size()) == logits.dim(0) && results.size() == params.size());
+  switch (ctx.backend) {
+    case Backend::kRef: return ref::sample(ctx, logits, params, results);
+    case Backend::kCpu: return cpu::sample(ctx, logits, params, results);
+    case Backend::kCuda: return cuda::sample(ctx, logits, params, results);
+  }
+}
+
+}  // namespace tandem::kernels
