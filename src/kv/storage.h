@@ -1,5 +1,6 @@
 // KvStorage owns the bytes of one rank's cache. Who may write which block is decided by scheduler::BlockPool's leases.
-// The engine thread writes through kernels; the transfer thread writes blocks leased for a handover and lets peers read.
+// The engine thread writes through kernels; the transfer thread writes blocks leased for a handover and lets peers
+// read.
 #pragma once
 
 #include "device/buffer.h"

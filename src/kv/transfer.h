@@ -1,8 +1,8 @@
-// KvTransfer: the seam between processes for KV handover: small ordered messages, and reads of a peer's registered cache
-// into this process's own (a writer could not be refused). Backends: transfers/ucx.cc (service), transfers/local.cc
-// (one process, for tests and the combined demo of many instances).
-// Thread: one owner, the transfer thread; nothing here blocks. Memory named by a read stays leased by the caller until
-// poll says finished or failed, cancel or not.
+// KvTransfer: the seam between processes for KV handover: small ordered messages, and reads of a peer's registered
+// cache into this process's own (a writer could not be refused). Backends: transfers/ucx.cc (service),
+// transfers/local.cc (one process, for tests and the combined demo of many instances). Thread: one owner, the transfer
+// thread; nothing here blocks. Memory named by a read stays leased by the caller until poll says finished or failed,
+// cancel or not.
 #pragma once
 
 #include <cstdint>
@@ -28,9 +28,9 @@ struct CopyRange {
 // What happened since the last call, in order.
 struct PeerConnected {  // outbound: after connect(); inbound: a peer that called us, before its first message
   PeerId peer;
-  uint64_t epoch;       // the other process's random epoch: a restarted peer has another
+  uint64_t epoch;  // the other process's random epoch: a restarted peer has another
 };
-struct PeerLost {       // terminal for this PeerId: connection refused, reset, heartbeat missed, or disconnect()ed by it
+struct PeerLost {  // terminal for this PeerId: connection refused, reset, heartbeat missed, or disconnect()ed by it
   PeerId peer;
   std::string reason;
 };
@@ -38,7 +38,7 @@ struct PeerMessage {
   PeerId peer;
   std::string bytes;
 };
-struct ReadFinished {   // one per post_read, also after cancel and after the peer was lost
+struct ReadFinished {  // one per post_read, also after cancel and after the peer was lost
   uint64_t read_id;
   Status status;
 };
@@ -64,13 +64,13 @@ class KvTransfer {
 
 struct TransferOptions {
   std::string host = "127.0.0.1";
-  uint16_t port = 0;            // prefill: listens here (the bootstrap port); decode: 0, does not listen
+  uint16_t port = 0;  // prefill: listens here (the bootstrap port); decode: 0, does not listen
   bool listen = false;
-  uint64_t epoch = 0;           // random per process start
+  uint64_t epoch = 0;  // random per process start
   Duration connect_timeout = std::chrono::seconds(5);
   Duration heartbeat_interval = std::chrono::seconds(5);  // SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL
   int32_t heartbeat_max_failures = 2;
-  std::string secret;           // peers must present the same one; empty: none asked
+  std::string secret = {};  // peers must present the same one; empty: none asked
 };
 
 // region: the cache that peers may read (prefill) or into which reads land (decode).

@@ -1,0 +1,122 @@
+#include "kv/transfer_thread.h"
+
+#include <algorithm>
+#include <atomic>
+#include <deque>
+#include <thread>
+
+#include "base/check.h"
+
+namespace tandem::kv {
+namespace {
+
+constexpr size_t kCommandsPerTurn = 256;
+constexpr int kBusyTurns = 64;  // turns without news before the thread starts to sleep between looks
+// Sleeps between looks grow to this while nothing happens: a message to an idle instance waits half of it on average.
+constexpr Duration kFirstNap = std::chrono::microseconds(20);
+constexpr Duration kLongestNap = std::chrono::microseconds(400);
+
+template <class... F>
+struct Overloaded : F... {
+  using F::operator()...;
+};
+
+}  // namespace
+
+struct TransferThread::State {
+  State(std::unique_ptr<KvTransfer> transfer, TransferPort& port, const Clock& clock, std::function<void()> on_report)
+      : transfer(std::move(transfer)), port(port), clock(clock), on_report(std::move(on_report)) {
+    address = this->transfer->address();
+  }
+
+  void run(std::stop_token stop) {
+    int idle_turns = 0;
+    while (!stop.stop_requested()) {
+      if (turn()) {
+        idle_turns = 0;
+      } else if (++idle_turns < kBusyTurns) {
+        std::this_thread::yield();
+      } else {
+        const Duration nap = std::min(kLongestNap, kFirstNap * (1 + (idle_turns - kBusyTurns) / 8));
+        if (auto command = port.commands.pop(nap)) {
+          apply(std::move(*command));
+          idle_turns = 0;
+        }
+      }
+    }
+  }
+
+  bool turn() {
+    bool any = false;
+    // A stalled engine holds us back: no polling while its reports wait here, and no more commands than reports fit.
+    for (size_t i = 0; i < kCommandsPerTurn && backlog.size() < port.reports.capacity(); ++i) {
+      auto command = port.commands.try_pop();
+      if (!command) break;
+      apply(std::move(*command));
+      any = true;
+    }
+    if (backlog.empty()) {
+      events.clear();
+      any |= transfer->poll(clock.now(), events);
+      for (TransferEvent& event : events) {
+        std::visit([&](auto& e) { backlog.push_back(std::move(e)); }, event);
+      }
+      bytes_read.store(transfer->bytes_read(), std::memory_order_relaxed);
+    }
+    return hand_over() || any;
+  }
+
+  // This thread is the only producer of reports, so room seen is room kept.
+  bool hand_over() {
+    bool any = false;
+    while (!backlog.empty() && port.reports.size() < port.reports.capacity()) {
+      const PushResult pushed = port.reports.push(std::move(backlog.front()));
+      CHECK(pushed != PushResult::kFull);
+      backlog.pop_front();
+      any = true;
+    }
+    if (any && on_report) on_report();
+    return any;
+  }
+
+  void apply(TransferCommand command) {
+    std::visit(Overloaded{
+                   [&](ConnectCommand& c) {
+                     const PeerId peer = transfer->connect(c.host, c.port, clock.now());
+                     backlog.push_back(ConnectStarted{c.connect_id, peer});
+                   },
+                   [&](SendCommand& c) { transfer->send(c.peer, std::move(c.bytes)); },
+                   [&](ReadCommand& c) { transfer->post_read(c.read_id, c.peer, c.ranges); },
+                   [&](CancelReadCommand& c) { transfer->cancel_read(c.read_id); },
+                   [&](DisconnectCommand& c) { transfer->disconnect(c.peer); },
+               },
+               command);
+  }
+
+  const std::unique_ptr<KvTransfer> transfer;
+  TransferPort& port;
+  const Clock& clock;
+  const std::function<void()> on_report;
+  std::string address;
+  std::atomic<uint64_t> bytes_read = 0;
+  std::deque<TransferReport> backlog;  // at most one poll's events, or as many as reports fit
+  std::vector<TransferEvent> events;   // scratch
+  std::jthread thread;
+};
+
+TransferThread::TransferThread(std::unique_ptr<KvTransfer> transfer, TransferPort& port, const Clock& clock,
+                               std::function<void()> on_report)
+    : state_(std::make_unique<State>(std::move(transfer), port, clock, std::move(on_report))) {
+  state_->thread = std::jthread([state = state_.get()](std::stop_token stop) { state->run(stop); });
+}
+
+TransferThread::~TransferThread() {
+  state_->thread.request_stop();
+  state_->port.commands.wake();
+  state_->thread.join();
+}
+
+std::string TransferThread::address() const { return state_->address; }
+uint64_t TransferThread::bytes_read() const { return state_->bytes_read.load(std::memory_order_relaxed); }
+
+}  // namespace tandem::kv
