@@ -1,5 +1,5 @@
-// ChatTemplate: renders messages as tokenizer_config.json's chat_template would. Understands the DeepSeek form; a template
-// that is not understood is an error at load.
+// ChatTemplate: renders messages as tokenizer_config.json's chat_template would. Understands the DeepSeek form; a
+// template that is not understood is an error at load.
 #pragma once
 
 #include <memory>
@@ -11,7 +11,7 @@
 namespace tandem::text {
 
 struct ChatMessage {
-  std::string role;     // "system", "user", "assistant"; others are refused by render()
+  std::string role;  // "system", "user", "assistant"; others are refused by render()
   std::string content;
 };
 

@@ -1,5 +1,5 @@
-// From a stream of token ids to a stream of text: never splits a character, linear in the length, matches stop strings across
-// token borders. One owner thread per object; borrows the tokenizer.
+// From a stream of token ids to a stream of text: never splits a character, linear in the length, matches stop strings
+// across token borders. One owner thread per object; borrows the tokenizer.
 #pragma once
 
 #include <cstdint>
