@@ -17,8 +17,8 @@ class EventLoop {
 
   // Runs until stop(). One thread only; that thread is "the loop's thread" below.
   void run();
-  void stop();                                            // any thread, also from a handler
-  void post(std::function<void()> task);                  // any thread; runs on the loop's thread, in order
+  void stop();                            // any thread, also from a handler
+  void post(std::function<void()> task);  // any thread; runs on the loop's thread, in order
   // Runs task on the loop's thread after `delay` unless the returned handle is destroyed before.
   class Timer;
   std::shared_ptr<Timer> after(Duration delay, std::function<void()> task);  // the loop's thread

@@ -1,6 +1,6 @@
 // HttpServer: HTTP/1.1 with keep-alive and streamed (chunked) answers on one EventLoop. Validates what a server must:
-// header limits, body limit, deadlines for slow senders, Transfer-Encoding/Content-Length conflicts (400). Handlers run on
-// the loop's thread and must not block; they answer through a ResponseWriter, now or later, from any thread.
+// header limits, body limit, deadlines for slow senders, Transfer-Encoding/Content-Length conflicts (400). Handlers run
+// on the loop's thread and must not block; they answer through a ResponseWriter, now or later, from any thread.
 #pragma once
 
 #include <cstdint>
@@ -19,13 +19,13 @@ namespace tandem::net {
 using Headers = std::vector<std::pair<std::string, std::string>>;
 
 struct HttpRequest {
-  std::string method;   // "GET"
-  std::string target;   // as sent, "/generate?x=1"
-  std::string path;     // "/generate", percent-decoded
-  std::string query;    // "x=1"
+  std::string method;  // "GET"
+  std::string target;  // as sent, "/generate?x=1"
+  std::string path;    // "/generate", percent-decoded
+  std::string query;   // "x=1"
   Headers headers;
-  std::string body;     // has at least 64 spare bytes of capacity behind it (simdjson's padding)
-  std::string remote;   // "127.0.0.1:53412"
+  std::string body;    // has at least 64 spare bytes of capacity behind it (simdjson's padding)
+  std::string remote;  // "127.0.0.1:53412"
   const std::string* header(std::string_view name) const;  // case-insensitive; null: absent
 };
 
@@ -58,19 +58,21 @@ using HttpHandler = std::function<void(HttpRequest request, std::shared_ptr<Resp
 
 struct HttpServerOptions {
   std::string host = "127.0.0.1";
-  uint16_t port = 0;                      // 0: any free port, see port()
+  uint16_t port = 0;  // 0: any free port, see port()
   size_t max_body_bytes = size_t(1) << 30;
   size_t max_header_bytes = 64 << 10;
   size_t max_stream_backlog = 64 << 20;
   size_t max_connections = 10000;
-  Duration header_timeout = std::chrono::seconds(10);      // slow-loris: the whole header must arrive in this time
-  Duration body_idle_timeout = std::chrono::seconds(30);   // between two pieces of a body
+  Duration header_timeout = std::chrono::seconds(10);     // slow-loris: the whole header must arrive in this time
+  Duration body_idle_timeout = std::chrono::seconds(30);  // between two pieces of a body
   Duration keep_alive_timeout = std::chrono::seconds(5);
+  Duration write_stall_timeout = std::chrono::minutes(5);          // a client that reads nothing of its answer
   std::function<void(const HttpRequest&, int status)> access_log;  // may be empty
   // Body of answers that the server itself makes (400, 408, 413, 431, 503); default {"error":{"message":...}}.
   std::function<HttpResponse(int status, std::string message)> error_response;
 };
 
+// Destroy on the loop's thread, or when the loop does not run; every connection is closed without calling on_closed.
 class HttpServer {
  public:
   // Binds and listens; accepting starts at once on the loop. Errors name address and reason.

@@ -18,10 +18,13 @@ class SseParser {
   bool feed(std::string_view bytes, const std::function<void(std::string_view data)>& on_event);
 
  private:
+  void end_line(std::string_view line, const std::function<void(std::string_view data)>& on_event);
+
   size_t max_event_bytes_;
   std::string line_;
   std::string data_;
   bool has_data_ = false;
+  bool overflow_ = false;
 };
 
 }  // namespace tandem::net
