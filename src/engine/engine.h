@@ -1,5 +1,5 @@
-// Engine: one rank's loop. Takes commands, plans, votes, steps the model, gives events. One engine thread runs it; the other
-// threads only push commands, read the snapshot and receive events through the sink.
+// Engine: one rank's loop. Takes commands, plans, votes, steps the model, gives events. One engine thread runs it; the
+// other threads only push commands, read the snapshot and receive events through the sink.
 //   server --Command--> [queue] --> turn(): admit, plan, vote, decide, forward, sample --> sink(EngineEvent)
 // The same object runs prefill, decode and combined servers; the simulation calls turn() itself with a virtual clock.
 #pragma once
@@ -30,37 +30,40 @@ enum class SchedulePolicy : uint8_t { kFcfs, kLpm, kRandom, kDfsWeight, kLof };
 
 struct EngineConfig {
   Role role = Role::kCombined;
-  int32_t block_tokens = 1;               // --page-size
-  int32_t max_total_tokens = 0;           // KV pool, tokens; multiple of block_tokens
-  int32_t max_running_requests = 0;       // per rank
-  int32_t max_queued_requests = 0;        // 0: unbounded by the user, still bounded by the command queue; ignored in PD
-  int32_t chunked_prefill_size = 0;       // tokens; 0: no chunking
-  int32_t max_prefill_tokens = 16384;     // new tokens of one prefill step
+  int32_t block_tokens = 1;            // --page-size
+  int32_t max_total_tokens = 0;        // KV pool, tokens; multiple of block_tokens
+  int32_t max_running_requests = 0;    // per rank
+  int32_t max_queued_requests = 0;     // 0: unbounded by the user, still bounded by the command queue; ignored in PD
+  int32_t chunked_prefill_size = 0;    // tokens; 0: no chunking
+  int32_t max_prefill_tokens = 16384;  // new tokens of one prefill step
   int32_t context_length = 0;
-  bool radix_cache = true;                // always off on decode
+  bool radix_cache = true;  // always off on decode
   SchedulePolicy policy = SchedulePolicy::kFcfs;
   double schedule_conservativeness = 1.0;
   int32_t num_reserved_decode_tokens = 512;
   int32_t decode_log_interval = 40;
-  Duration bootstrap_timeout = std::chrono::seconds(300);  // prefill: decode never asked
-  Duration waiting_timeout = std::chrono::seconds(300);    // decode: no completion after it asked
+  Duration bootstrap_timeout = std::chrono::seconds(300);     // prefill: decode never asked
+  Duration waiting_timeout = std::chrono::seconds(300);       // decode: no completion after it asked
   Duration source_lease_timeout = std::chrono::seconds(300);  // prefill: no acknowledgement after the last announcement
   uint16_t default_bootstrap_port = 8998;
-  double digest_sample_rate = 0.01;       // share of handovers whose bytes are compared; 1 in tests
-  uint64_t epoch = 0;                     // this process's random epoch
-  uint64_t seed = 0;                      // for policies and requests without a seed
-  std::string log_scope;                  // "" or "DP0 TP0 EP0"
-  bool log_forward_iters = false;         // SGLANG_LOG_FORWARD_ITERS
+  double digest_sample_rate = 0.01;  // share of handovers whose bytes are compared; 1 in tests
+  uint64_t epoch = 0;                // this process's random epoch
+  uint64_t seed = 0;                 // for policies and requests without a seed
+  std::string log_scope;             // "" or "DP0 TP0 EP0"
+  bool log_forward_iters = false;    // SGLANG_LOG_FORWARD_ITERS
+  std::string model_name;            // label of the metrics: --served-model-name
 };
 Status validate(const EngineConfig& config);
+// What the model must be able to run in one step under this configuration.
+model::ForwardLimits forward_limits(const EngineConfig& config);
 
 // Borrowed; all outlive the engine.
 struct EngineParts {
   const Clock* clock = nullptr;
   model::Model* model = nullptr;
-  kernels::Context kernels;               // for sampling
+  kernels::Context kernels;  // for sampling
   kv::KvStorage* cache = nullptr;
-  kv::TransferPort* transfer = nullptr;   // null for combined servers
+  kv::TransferPort* transfer = nullptr;  // null for combined servers
   parallel::Communicator* communicator = nullptr;
   profile::Metrics* metrics = nullptr;
 };
@@ -70,27 +73,27 @@ struct SubmitCommand {
   api::EngineRequest request;
 };
 enum class CancelReason : uint8_t { kAborted, kDisconnected, kStopText };
-struct CancelCommand {                    // ends a request wherever it is; unknown ids are a no-op
+struct CancelCommand {  // ends a request wherever it is; unknown ids are a no-op
   RequestId id;
   CancelReason reason;
-  std::string matched_text;               // kStopText: the event's finish then says so
+  std::string matched_text;  // kStopText: the event's finish then says so
 };
-struct FlushCacheCommand {                // done(true): flushed; false: requests are pending
-  std::function<void(bool)> done;         // called on the engine thread; must only enqueue
+struct FlushCacheCommand {         // done(true): flushed; false: requests are pending
+  std::function<void(bool)> done;  // called on the engine thread; must only enqueue
 };
-struct DrainCommand {};                   // finish what runs, take nothing new (submits answer 503 aborts)
+struct DrainCommand {};  // finish what runs, take nothing new (submits answer 503 aborts)
 using Command = std::variant<SubmitCommand, CancelCommand, FlushCacheCommand, DrainCommand>;
 
 // What other threads may know, copied under a lock once per turn.
 struct EngineSnapshot {
-  uint64_t forward_steps = 0;             // batches run, idle ones too
-  TimePoint last_progress{};              // a step finished, or the idle loop came round
-  int32_t running = 0, queued = 0;        // queued: everything admitted to the engine that does not run yet
+  uint64_t forward_steps = 0;       // batches run, idle ones too
+  TimePoint last_progress{};        // a step finished, or the idle loop came round
+  int32_t running = 0, queued = 0;  // queued: everything admitted to the engine that does not run yet
   int32_t prealloc = 0, transferring = 0, retracted = 0, inflight = 0;
   int64_t used_tokens = 0, cached_tokens = 0, total_tokens = 0, waiting_tokens = 0;
   int64_t free_blocks = 0, leased_blocks = 0, cached_blocks = 0, total_blocks = 0;
   double last_gen_throughput = 0;
-  uint64_t prompt_tokens_computed = 0;    // tokens that went through a prefill step here (decode in PD: stays 0)
+  uint64_t prompt_tokens_computed = 0;  // tokens that went through a prefill step here (decode in PD: stays 0)
   uint64_t handover_bytes = 0, handovers = 0;
   bool draining = false;
 };
@@ -108,7 +111,8 @@ class Engine {
   // Any thread: ends a wait in run() early (the transfer thread calls it after reports).
   virtual void wake() = 0;
 
-  // One turn of the loop: commands, transfer reports, deadlines, then at most one step. Returns whether it did anything.
+  // One turn of the loop: commands, transfer reports, deadlines, then at most one step. Returns whether it did
+  // anything.
   virtual bool turn() = 0;
   // turn() until stopped; waits when idle.
   virtual void run(std::stop_token stop) = 0;

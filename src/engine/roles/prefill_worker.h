@@ -1,0 +1,7 @@
+#pragma once
+
+namespace tandem::engine {
+
+struct SourceHandover {};
+
+}  // namespace tandem::engine
