@@ -26,8 +26,9 @@ struct ModelConfig {
   int32_t intermediate_size = 0, moe_intermediate_size = 0;
   int32_t num_routed_experts = 0, num_shared_experts = 0;  // 0 routed: all layers dense
   int32_t num_nextn_predict_layers = 0;                    // recognised, not loaded yet
+  int32_t checkpoint_num_layers = 0;                       // num_hidden_layers before overrides cut it
   int32_t num_heads = 0;
-  int32_t q_lora_rank = 0;                                 // 0: q_proj without a latent
+  int32_t q_lora_rank = 0;  // 0: q_proj without a latent
   int32_t kv_lora_rank = 0, nope_dim = 0, rope_dim = 0, v_dim = 0;
   kernels::GateConfig gate;
   float rms_norm_eps = 1e-6f;
@@ -37,11 +38,14 @@ struct ModelConfig {
   int32_t bos_token_id = -1;
   std::vector<int32_t> eos_token_ids;
   bool tie_word_embeddings = false;
-  bool fp8_blocks = false;   // quantization_config fp8 with 128x128 weight_scale_inv
+  bool fp8_blocks = false;  // quantization_config fp8 with 128x128 weight_scale_inv
 
   bool is_moe_layer(int32_t layer) const;
   kernels::MlaShape mla() const;  // softmax scale includes yarn's mscale
 };
+
+// 0.1 mscale ln(factor) + 1 above factor 1, as the YaRN paper (arXiv 2309.00071) and DeepSeek's code have it.
+float yarn_mscale(float factor, float mscale);
 
 // json: text of config.json; overrides: --json-model-override-args, "" or an object whose keys replace top-level ones.
 // name is for messages. Every field the forward pass depends on is checked (ranges, divisibility); an architecture or

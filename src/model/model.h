@@ -20,9 +20,9 @@ enum class Phase : uint8_t { kPrefill, kDecode };  // chooses the attention kern
 
 struct ForwardBatch {
   Phase phase = Phase::kPrefill;
-  std::span<const int32_t> token_ids;   // [T]
-  std::span<const int32_t> positions;   // [T]
-  std::span<const int32_t> slots;       // [T] physical cache rows: block * block_tokens + offset
+  std::span<const int32_t> token_ids;  // [T]
+  std::span<const int32_t> positions;  // [T]
+  std::span<const int32_t> slots;      // [T] physical cache rows: block * block_tokens + offset
   std::span<const kernels::SequenceSpan> sequences;
   std::span<const int32_t> logit_rows;  // rows of the batch whose logits are wanted, ascending
   float* logits = nullptr;              // out [logit_rows.size(), vocab_size] f32, caller's memory
@@ -30,10 +30,10 @@ struct ForwardBatch {
 };
 
 struct ForwardLimits {
-  int64_t max_tokens = 0;        // per step
+  int64_t max_tokens = 0;  // per step
   int64_t max_sequences = 0;
   int64_t max_logit_rows = 0;
-  int64_t max_context = 0;       // tokens of one sequence
+  int64_t max_context = 0;  // tokens of one sequence
 };
 
 class Model {
@@ -48,20 +48,20 @@ class Model {
 };
 
 struct LoadOptions {
-  std::string directory;            // config.json and (unless dummy) safetensors
-  std::string config_overrides;     // --json-model-override-args
-  bool dummy_weights = false;       // --load-format dummy: weights by seed, FP8 blocks if the config says so
+  std::string directory;         // config.json and (unless dummy) safetensors
+  std::string config_overrides;  // --json-model-override-args
+  bool dummy_weights = false;    // --load-format dummy: weights by seed, FP8 blocks if the config says so
   uint64_t seed = 0;
   kernels::Backend backend = kernels::Backend::kCpu;
   kernels::Isa isa = kernels::Isa::kAvx2;
-  int num_threads = 1;              // of the rank's pool
+  int num_threads = 1;  // of the rank's pool
   ForwardLimits limits;
   std::function<void(double fraction)> progress;  // while loading; may be empty
 };
 
 // What a model of these limits will take, before anything is allocated.
 struct MemoryPlan {
-  int64_t weight_bytes = 0;         // as packed
+  int64_t weight_bytes = 0;  // as packed
   int64_t workspace_bytes = 0;
 };
 Result<MemoryPlan> plan_memory(const ModelConfig& config, const LoadOptions& options);

@@ -1,0 +1,25 @@
+// The DeepSeek-V2/V3 family: multi-head latent attention, dense-first layers, shared and routed experts.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "model/model.h"
+#include "model/weights/tensor_spec.h"
+
+namespace tandem::model {
+
+class WeightSource;
+
+// Every tensor of the layers that run (not the next-token-prediction module).
+std::vector<TensorSpec> deepseek_tensors(const ModelConfig& config);
+
+// Scratch of one step at these limits, kernels' included.
+int64_t deepseek_workspace_bytes(const ModelConfig& config, const LoadOptions& options);
+MemoryPlan plan_deepseek_memory(const ModelConfig& config, const LoadOptions& options);
+
+// weights: a source over deepseek_tensors(config).
+std::unique_ptr<Model> build_deepseek(const ModelConfig& config, const WeightSource& weights,
+                                      const LoadOptions& options);
+
+}  // namespace tandem::model

@@ -1,0 +1,158 @@
+#include "model/arch/deepseek_weights.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <string>
+
+#include "model/arch/deepseek.h"
+
+namespace tandem::model {
+
+namespace {
+
+using device::Buffer;
+using device::Device;
+using kernels::PackedWeight;
+
+class Packer {
+ public:
+  Packer(const ModelConfig& config, const WeightSource& source, const LoadOptions& options)
+      : c_(config), source_(source), options_(options) {}
+
+  // The jobs of one layer are independent; running them fills `w`, which must stay where it is meanwhile.
+  std::vector<std::function<void()>> layer_jobs(int32_t layer, DeepseekWeights& w) const {
+    std::vector<std::function<void()>> jobs;
+    const std::string prefix = fmt::format("model.layers.{}.", layer);
+    AttentionWeights& attention = w.attention[size_t(layer)];
+    MlpWeights& mlp = w.mlp[size_t(layer)];
+    attention.input_norm = values(prefix + "input_layernorm.weight");
+    mlp.norm = values(prefix + "post_attention_layernorm.weight");
+    add_attention_jobs(prefix + "self_attn.", attention, jobs);
+    if (c_.is_moe_layer(layer)) {
+      add_expert_jobs(prefix + "mlp.", mlp, jobs);
+    } else {
+      mlp.always_width = c_.intermediate_size;
+      add_mlp_jobs(prefix + "mlp.", mlp.always, jobs);
+    }
+    return jobs;
+  }
+
+  std::vector<std::function<void()>> outer_jobs(DeepseekWeights& w) const {
+    w.final_norm = values("model.norm.weight");
+    std::vector<std::function<void()>> jobs;
+    jobs.push_back([this, &w] {
+      const SourceMatrix table = source_.matrix("model.embed_tokens.weight");
+      w.embedding_dtype = table.raw.dtype;
+      const size_t bytes = size_t(table.raw.rows * table.raw.cols) * size_of(table.raw.dtype);
+      w.embedding = Buffer(Device::kCpu, bytes);
+      std::memcpy(w.embedding.data(), table.raw.data, bytes);
+    });
+    jobs.push_back(
+        [this, &w] { w.head = pack({c_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight"}); });
+    return jobs;
+  }
+
+ private:
+  PackedWeight pack(const std::vector<std::string>& names) const {
+    std::vector<SourceMatrix> matrices;
+    std::vector<kernels::RawWeight> raw;
+    for (const std::string& name : names) matrices.push_back(source_.matrix(name));
+    for (const SourceMatrix& matrix : matrices) raw.push_back(matrix.raw);
+    return kernels::pack(options_.backend, options_.isa, raw);
+  }
+
+  Values values(const std::string& name) const {
+    const std::vector<float> stored = source_.values(name);
+    Values out;
+    out.rows = int64_t(stored.size());
+    out.buffer = Buffer(Device::kCpu, stored.size() * sizeof(float));
+    std::memcpy(out.buffer.data(), stored.data(), stored.size() * sizeof(float));
+    return out;
+  }
+
+  void add_attention_jobs(const std::string& prefix, AttentionWeights& w,
+                          std::vector<std::function<void()>>& jobs) const {
+    w.kv_a_norm = values(prefix + "kv_a_layernorm.weight");
+    if (c_.q_lora_rank > 0) w.q_a_norm = values(prefix + "q_a_layernorm.weight");
+    jobs.push_back([this, prefix, &w] {
+      std::vector<std::string> down;
+      if (c_.q_lora_rank > 0) down.push_back(prefix + "q_a_proj.weight");
+      down.push_back(prefix + "kv_a_proj_with_mqa.weight");
+      w.down = pack(down);
+    });
+    jobs.push_back(
+        [this, prefix, &w] { w.q_up = pack({prefix + (c_.q_lora_rank > 0 ? "q_b_proj.weight" : "q_proj.weight")}); });
+    jobs.push_back([this, prefix, &w] {
+      const SourceMatrix up = source_.matrix(prefix + "kv_b_proj.weight");
+      w.kv_up = kernels::pack_kv_up(options_.backend, options_.isa, c_.mla(), up.raw);
+    });
+    jobs.push_back([this, prefix, &w] { w.output = pack({prefix + "o_proj.weight"}); });
+  }
+
+  void add_mlp_jobs(const std::string& prefix, kernels::ExpertWeights& w,
+                    std::vector<std::function<void()>>& jobs) const {
+    jobs.push_back([this, prefix, &w] {
+      w.gate_up = pack({prefix + "gate_proj.weight", prefix + "up_proj.weight"});
+      w.down = pack({prefix + "down_proj.weight"});
+    });
+  }
+
+  void add_expert_jobs(const std::string& prefix, MlpWeights& w, std::vector<std::function<void()>>& jobs) const {
+    w.router = values(prefix + "gate.weight");
+    w.router.rows = c_.num_routed_experts;
+    w.router.cols = c_.hidden_size;
+    if (c_.gate.method == kernels::GateMethod::kNoAuxTc) {
+      w.bias = values(prefix + "gate.e_score_correction_bias");
+    }
+    if (c_.num_shared_experts > 0) {
+      w.always_width = c_.num_shared_experts * c_.moe_intermediate_size;
+      add_mlp_jobs(prefix + "shared_experts.", w.always, jobs);
+    }
+    w.experts.resize(size_t(c_.num_routed_experts));
+    for (size_t e = 0; e < w.experts.size(); ++e) {
+      add_mlp_jobs(fmt::format("{}experts.{}.", prefix, e), w.experts[e], jobs);
+      w.slots.push_back(&w.experts[e]);
+    }
+  }
+
+  const ModelConfig& c_;
+  const WeightSource& source_;
+  const LoadOptions& options_;
+};
+
+}  // namespace
+
+DeepseekWeights pack_deepseek(const ModelConfig& config, const WeightSource& source, const LoadOptions& options,
+                              device::ThreadPool& pool) {
+  const Packer packer(config, source, options);
+  DeepseekWeights w;
+  w.attention.resize(size_t(config.num_layers));
+  w.mlp.resize(size_t(config.num_layers));
+  const auto run = [&pool](const std::vector<std::function<void()>>& jobs) {
+    pool.parallel_for(int64_t(jobs.size()), [&jobs](int64_t i, int) { jobs[size_t(i)](); });
+  };
+  run(packer.outer_jobs(w));
+  for (int32_t layer = 0; layer < config.num_layers; ++layer) {
+    run(packer.layer_jobs(layer, w));
+    if (options.progress) options.progress(double(layer + 1) / config.num_layers);
+  }
+  return w;
+}
+
+int64_t deepseek_weight_bytes(const ModelConfig& config, kernels::Backend) {
+  int64_t bytes = 0;
+  for (const TensorSpec& spec : deepseek_tensors(config)) {
+    const bool as_f32 =
+        spec.role == TensorRole::kGain || spec.role == TensorRole::kBias || spec.role == TensorRole::kRouter;
+    const int64_t width = as_f32 ? 4 : spec.is_fp8(config.fp8_blocks) ? 1 : 2;
+    // One f32 scale per output and 128 inputs.
+    const int64_t scales = width == 1 ? spec.rows * spec.scale_cols() * 4 : 0;
+    const bool twice = spec.name.ends_with("kv_b_proj.weight");  // expanded for prefill, absorbed for decode
+    bytes += (spec.num_elements() * width + scales) * (twice ? 2 : 1);
+    if (config.tie_word_embeddings && spec.group == TensorGroup::kEmbedding) bytes += spec.num_elements() * width;
+  }
+  return bytes;
+}
+
+}  // namespace tandem::model

@@ -1,0 +1,92 @@
+// Sizes of what deepseek.cc takes, in the same order. Running over is a CHECK there, so a mismatch cannot hide.
+#include <algorithm>
+
+#include "kernels/moe.h"
+#include "model/arch/deepseek.h"
+#include "model/arch/deepseek_weights.h"
+#include "model/weights/rope_table.h"
+
+namespace tandem::model {
+
+namespace {
+
+constexpr int64_t kAlign = 64;
+
+class Sizes {
+ public:
+  Sizes(const ModelConfig& config, const LoadOptions& options, const kernels::Context& ctx)
+      : c_(config), ctx_(ctx), rows_(options.limits.max_tokens), limits_(options.limits) {}
+
+  int64_t total() const {
+    const int64_t hidden = f32(rows_, c_.hidden_size);
+    return hidden + std::max({attention(), mlp(), logits()});
+  }
+
+ private:
+  int64_t round(int64_t bytes) const { return (bytes + kAlign - 1) / kAlign * kAlign; }
+  int64_t f32(int64_t rows, int64_t cols) const { return round(rows * cols * 4); }
+  int64_t act(int64_t rows, int64_t cols) const { return round(rows * cols * int64_t(size_of(ctx_.act_dtype()))); }
+  int64_t linear(int64_t rows, int64_t n, int64_t k) const {
+    return int64_t(kernels::linear_workspace_bytes(ctx_, rows, n, k));
+  }
+
+  int64_t attention() const {
+    const kernels::MlaShape shape = c_.mla();
+    const int64_t q_cols = int64_t(shape.num_heads) * (shape.nope_dim + shape.rope_dim);
+    const int64_t out_cols = int64_t(shape.num_heads) * shape.v_dim;
+    const int64_t width = c_.q_lora_rank + shape.row_width();
+    const int64_t inner = std::max(
+        {linear(rows_, width, c_.hidden_size), linear(rows_, q_cols, std::max(c_.q_lora_rank, c_.hidden_size))});
+    const int64_t project =
+        act(rows_, c_.hidden_size) + f32(rows_, width) + f32(rows_, q_cols) + act(rows_, c_.q_lora_rank) + inner;
+    const int64_t mla =
+        int64_t(kernels::mla_workspace_bytes(ctx_, shape, rows_, limits_.max_sequences, limits_.max_context));
+    const int64_t attend = act(rows_, out_cols) + std::max(mla, linear(rows_, c_.hidden_size, out_cols));
+    return act(rows_, q_cols) + std::max(project, attend);
+  }
+
+  int64_t dense(int64_t width) const {
+    if (width == 0) return 0;
+    return f32(rows_, 2 * width) + act(rows_, width) +
+           std::max(linear(rows_, 2 * width, c_.hidden_size), linear(rows_, c_.hidden_size, width));
+  }
+
+  int64_t routed() const {
+    if (c_.num_routed_experts == 0) return 0;
+    const int64_t top_k = c_.gate.top_k;
+    return f32(rows_, top_k) * 2 + f32(rows_ * top_k, c_.hidden_size) +
+           int64_t(kernels::moe_workspace_bytes(ctx_, rows_, int32_t(top_k), c_.num_routed_experts, c_.hidden_size,
+                                                c_.moe_intermediate_size));
+  }
+
+  int64_t mlp() const {
+    const int64_t shared = int64_t(c_.num_shared_experts) * c_.moe_intermediate_size;
+    return act(rows_, c_.hidden_size) + f32(rows_, c_.hidden_size) +
+           std::max({dense(c_.intermediate_size), dense(shared), routed()});
+  }
+
+  int64_t logits() const {
+    const int64_t rows = limits_.max_logit_rows;
+    return f32(rows, c_.hidden_size) + act(rows, c_.hidden_size) + linear(rows, c_.vocab_size, c_.hidden_size);
+  }
+
+  const ModelConfig& c_;
+  const kernels::Context& ctx_;
+  const int64_t rows_;
+  const ForwardLimits limits_;
+};
+
+}  // namespace
+
+int64_t deepseek_workspace_bytes(const ModelConfig& config, const LoadOptions& options) {
+  device::ThreadPool pool(options.num_threads);  // kernels size their scratch per thread
+  const kernels::Context ctx{options.backend, options.isa, &pool, nullptr};
+  return Sizes(config, options, ctx).total();
+}
+
+MemoryPlan plan_deepseek_memory(const ModelConfig& config, const LoadOptions& options) {
+  return {deepseek_weight_bytes(config, options.backend),
+          deepseek_workspace_bytes(config, options) + RopeValues::bytes(config, options.limits.max_context)};
+}
+
+}  // namespace tandem::model

@@ -1,0 +1,73 @@
+// WeightSource: the tensors an architecture asked for, from a checkpoint or invented. Everything that can be wrong with
+// a checkpoint is found when the source is made; reading afterwards cannot fail. Reads are const: any number of
+// threads.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/result.h"
+#include "device/buffer.h"
+#include "kernels/gemm.h"
+#include "model/checkpoint/checkpoint.h"
+#include "model/config.h"
+#include "model/weights/dummy_weights.h"
+#include "model/weights/tensor_spec.h"
+
+namespace tandem::model {
+
+// A matrix ready for kernels::pack. `raw` points into the checkpoint's mapping or into `own`.
+struct SourceMatrix {
+  kernels::RawWeight raw;
+  std::vector<uint8_t> own;
+  std::vector<float> scales;
+};
+
+// Tensors of the checkpoint that the layers which run do not use.
+struct UnusedTensors {
+  std::vector<std::string> surplus;   // nobody knows them: worth a warning
+  int64_t next_token_prediction = 0;  // of the prediction module behind the last layer
+  int64_t cut_layers = 0;             // of layers that an override of num_hidden_layers cut
+  int64_t tied_head = 0;              // lm_head copies where the embedding serves
+};
+
+class WeightSource {
+ public:
+  // Every spec must be there with its shape and an allowed dtype; errors name directory, tensor and fault.
+  static Result<WeightSource> from_checkpoint(Checkpoint checkpoint, std::vector<TensorSpec> specs,
+                                              const ModelConfig& config);
+  static WeightSource dummy(std::vector<TensorSpec> specs, const ModelConfig& config, uint64_t seed);
+
+  SourceMatrix matrix(std::string_view name) const;        // kProjection, kTable
+  std::vector<float> values(std::string_view name) const;  // kGain, kBias, kRouter: as f32
+
+  const std::vector<TensorSpec>& specs() const { return specs_; }
+  const UnusedTensors& unused() const { return unused_; }
+  // Hash over names, shapes, dtypes and the first bytes of every tensor used; of the seed where invented.
+  uint64_t fingerprint() const;
+
+ private:
+  explicit WeightSource(std::vector<TensorSpec> specs);
+  const TensorSpec& spec(std::string_view name) const;
+  Status check_tensor(const TensorSpec& spec, const ModelConfig& config) const;
+  Status check_scales(const TensorSpec& spec) const;
+  void sort_out_unused(const ModelConfig& config);
+  SourceMatrix stored_matrix(const TensorSpec& spec) const;
+  SourceMatrix invented_matrix(const TensorSpec& spec) const;
+
+  std::vector<TensorSpec> specs_;
+  std::unordered_map<std::string_view, const TensorSpec*> by_name_;  // into specs_
+  std::optional<Checkpoint> checkpoint_;                             // else dummy_
+  std::optional<DummyWeights> dummy_;
+  bool fp8_blocks_ = false;
+  UnusedTensors unused_;
+};
+
+// Bytes of the hash used for fingerprints: FNV-1a, 64 bits.
+uint64_t hash_bytes(uint64_t hash, const void* data, size_t bytes);
+
+}  // namespace tandem::model
