@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <bit>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 
+#include "text/files.h"
 #include "text/tokenizer_impl.h"
 #include "text/utf8.h"
 
@@ -77,15 +76,6 @@ class Encoder final : public WordSink {
   Bpe::Scratch bpe_scratch_;
   std::vector<Seen> seen_;
 };
-
-Result<std::string> read_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return not_found(path.string() + ": cannot open");
-  std::ostringstream bytes;
-  bytes << file.rdbuf();
-  if (!file || !bytes) return corrupt(path.string() + ": is empty or not a file");
-  return std::move(bytes).str();
-}
 
 }  // namespace
 
