@@ -221,6 +221,22 @@ kernels::MlaShape ModelConfig::mla() const {
   return shape;
 }
 
+uint64_t hash_config(const ModelConfig& c) {
+  const kernels::GateConfig& g = c.gate;
+  const YarnConfig y = c.yarn.value_or(YarnConfig{});
+  const std::string text =
+      fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {}",
+                  c.architecture, c.vocab_size, c.hidden_size, c.num_layers, c.first_k_dense_replace, c.moe_layer_freq,
+                  c.intermediate_size, c.moe_intermediate_size, c.num_routed_experts, c.num_shared_experts, c.num_heads,
+                  c.q_lora_rank, c.kv_lora_rank, c.nope_dim, c.rope_dim, c.v_dim, g.top_k, g.num_groups, g.top_k_groups,
+                  int(g.scoring), int(g.method), g.normalize, g.scaling_factor, c.rms_norm_eps, c.rope_theta,
+                  c.yarn.has_value(), y.factor, y.beta_fast, y.beta_slow, y.mscale, y.mscale_all_dim,
+                  y.original_max_position_embeddings, c.tie_word_embeddings);
+  uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a, 64 bits
+  for (char byte : text) hash = (hash ^ uint8_t(byte)) * 0x100000001b3u;
+  return hash;
+}
+
 Result<ModelConfig> parse_config(std::string_view json, std::string_view overrides, std::string_view name) {
   ASSIGN_OR_RETURN(const json::Document document, json::Document::parse(json, name));
   ASSIGN_OR_RETURN(const simdjson::dom::object object, object_of(document, name));

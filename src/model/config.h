@@ -47,6 +47,9 @@ struct ModelConfig {
 // 0.1 mscale ln(factor) + 1 above factor 1, as the YaRN paper (arXiv 2309.00071) and DeepSeek's code have it.
 float yarn_mscale(float factor, float mscale);
 
+// Hash over everything that changes what the forward pass computes. Part of a model's fingerprint.
+uint64_t hash_config(const ModelConfig& config);
+
 // json: text of config.json; overrides: --json-model-override-args, "" or an object whose keys replace top-level ones.
 // name is for messages. Every field the forward pass depends on is checked (ranges, divisibility); an architecture or
 // feature that is not understood is an error that names it.

@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <filesystem>
 
 #include "base/log.h"
 #include "model/checkpoint/checkpoint.h"
@@ -33,14 +32,16 @@ Status check_limits(const ModelConfig& config, const LoadOptions& options) {
 
 void report_unused(const UnusedTensors& unused, const std::string& directory) {
   if (!unused.surplus.empty()) {
-    const size_t shown = std::min<size_t>(unused.surplus.size(), 3);
-    log::warning("{}: {} tensors are not used by this architecture: {}{}", directory, unused.surplus.size(),
-                 fmt::join(unused.surplus.begin(), unused.surplus.begin() + std::ptrdiff_t(shown), ", "),
-                 shown < unused.surplus.size() ? ", ..." : "");
+    std::string names;
+    for (size_t i = 0; i < std::min<size_t>(unused.surplus.size(), 3); ++i) {
+      names += (i ? ", " : "") + unused.surplus[i]->entry->name;
+    }
+    log::warning("{}: {} tensors are not used by this architecture: {}{}", directory, unused.surplus.size(), names,
+                 unused.surplus.size() > 3 ? ", ..." : "");
   }
-  if (unused.next_token_prediction + unused.cut_layers > 0) {
+  if (!unused.next_token_prediction.empty() || !unused.cut_layers.empty()) {
     log::info("{}: left unused: {} tensors of the next-token-prediction module, {} of cut layers", directory,
-              unused.next_token_prediction, unused.cut_layers);
+              unused.next_token_prediction.size(), unused.cut_layers.size());
   }
 }
 

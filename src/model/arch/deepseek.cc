@@ -1,8 +1,6 @@
 #include "model/arch/deepseek.h"
 
-#include <algorithm>
 #include <cstring>
-#include <numeric>
 
 #include "kernels/norm.h"
 #include "model/arch/deepseek_weights.h"
@@ -23,7 +21,7 @@ class DeepseekModel final : public Model {
       : config_(config),
         limits_(options.limits),
         shape_(config.mla()),
-        fingerprint_(source.fingerprint()),
+        fingerprint_(source.fingerprint(hash_config(config))),
         pool_(options.num_threads),
         weights_(pack_deepseek(config, source, options, pool_)),
         rope_(config, options.limits.max_context),

@@ -35,13 +35,28 @@ Status Checkpoint::check_index(const std::vector<IndexEntry>& index) const {
   return Ok{};
 }
 
+namespace {
+
+constexpr std::string_view kIndexFile = "/model.safetensors.index.json";
+constexpr std::string_view kSingleFile = "/model.safetensors";
+
+bool exists(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::exists(path, error);
+}
+
+}  // namespace
+
+bool Checkpoint::has_weights(const std::string& directory) {
+  return exists(directory + std::string(kIndexFile)) || exists(directory + std::string(kSingleFile));
+}
+
 Result<Checkpoint> Checkpoint::open(const std::string& directory) {
   Checkpoint checkpoint;
   checkpoint.directory_ = directory;
-  const std::string index_path = directory + "/model.safetensors.index.json";
-  std::error_code error;
-  if (!std::filesystem::exists(index_path, error)) {
-    RETURN_IF_ERROR(checkpoint.add_shard(directory + "/model.safetensors"));
+  const std::string index_path = directory + std::string(kIndexFile);
+  if (!exists(index_path)) {
+    RETURN_IF_ERROR(checkpoint.add_shard(directory + std::string(kSingleFile)));
     return checkpoint;
   }
   ASSIGN_OR_RETURN(const MappedFile index_file, MappedFile::open(index_path));

@@ -24,6 +24,8 @@ class Checkpoint {
     size_t bytes() const { return size_t(entry->end - entry->begin); }
   };
 
+  // Whether the directory holds an index or a single file of weights.
+  static bool has_weights(const std::string& directory);
   // Through model.safetensors.index.json, else the single model.safetensors. Errors are one line naming the file.
   static Result<Checkpoint> open(const std::string& directory);
 

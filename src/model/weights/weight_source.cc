@@ -15,7 +15,6 @@ namespace {
 using device::DType;
 using kernels::RawWeight;
 
-constexpr uint64_t kHashStart = 0xcbf29ce484222325u;
 constexpr std::string_view kScaleSuffix = "_scale_inv";
 
 std::string scale_name(const TensorSpec& spec) { return spec.name + std::string(kScaleSuffix); }
@@ -42,6 +41,12 @@ std::vector<float> to_f32(const Checkpoint::Tensor& tensor) {
     out[i] = device::f32_from_bf16(bits);
   }
   return out;
+}
+
+// FNV-1a, 64 bits.
+uint64_t hash_bytes(uint64_t hash, const void* data, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<const uint8_t*>(data)[i]) * 0x100000001b3u;
+  return hash;
 }
 
 bool all_finite(const std::vector<float>& values) {
@@ -72,11 +77,6 @@ std::string_view to_string(TensorGroup group) {
     case TensorGroup::kHead: return "output head";
   }
   return "";
-}
-
-uint64_t hash_bytes(uint64_t hash, const void* data, size_t bytes) {
-  for (size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<const uint8_t*>(data)[i]) * 0x100000001b3u;
-  return hash;
 }
 
 WeightSource::WeightSource(std::vector<TensorSpec> specs) : specs_(std::move(specs)) {
@@ -172,13 +172,13 @@ void WeightSource::sort_out_unused(const ModelConfig& config) {
     const int32_t layer = layer_of(name);
     const int32_t stored = config.checkpoint_num_layers;
     if (layer >= config.num_layers && layer < stored) {
-      ++unused_.cut_layers;
+      unused_.cut_layers.push_back(tensor);
     } else if (layer >= stored && layer < stored + config.num_nextn_predict_layers) {
-      ++unused_.next_token_prediction;
+      unused_.next_token_prediction.push_back(tensor);
     } else if (config.tie_word_embeddings && name == "lm_head.weight") {
-      ++unused_.tied_head;
+      unused_.tied_head.push_back(tensor);
     } else {
-      unused_.surplus.emplace_back(name);
+      unused_.surplus.push_back(tensor);
     }
   }
 }
@@ -244,8 +244,7 @@ std::vector<float> WeightSource::values(std::string_view name) const {
   return out;
 }
 
-uint64_t WeightSource::fingerprint() const {
-  uint64_t hash = kHashStart;
+uint64_t WeightSource::fingerprint(uint64_t hash) const {
   if (dummy_) {
     const uint64_t seed = dummy_->seed();
     hash = hash_bytes(hash, &seed, sizeof(seed));

@@ -29,10 +29,11 @@ struct SourceMatrix {
 
 // Tensors of the checkpoint that the layers which run do not use.
 struct UnusedTensors {
-  std::vector<std::string> surplus;   // nobody knows them: worth a warning
-  int64_t next_token_prediction = 0;  // of the prediction module behind the last layer
-  int64_t cut_layers = 0;             // of layers that an override of num_hidden_layers cut
-  int64_t tied_head = 0;              // lm_head copies where the embedding serves
+  using List = std::vector<const Checkpoint::Tensor*>;
+  List surplus;                // nobody knows them: worth a warning
+  List next_token_prediction;  // of the prediction module behind the last layer
+  List cut_layers;             // of layers that an override of num_hidden_layers cut
+  List tied_head;              // lm_head where the embedding serves
 };
 
 class WeightSource {
@@ -47,8 +48,10 @@ class WeightSource {
 
   const std::vector<TensorSpec>& specs() const { return specs_; }
   const UnusedTensors& unused() const { return unused_; }
+  const Checkpoint* checkpoint() const { return checkpoint_ ? &*checkpoint_ : nullptr; }  // null: invented
   // Hash over names, shapes, dtypes and the first bytes of every tensor used; of the seed where invented.
-  uint64_t fingerprint() const;
+  // Continues `hash`.
+  uint64_t fingerprint(uint64_t hash) const;
 
  private:
   explicit WeightSource(std::vector<TensorSpec> specs);
@@ -66,8 +69,5 @@ class WeightSource {
   bool fp8_blocks_ = false;
   UnusedTensors unused_;
 };
-
-// Bytes of the hash used for fingerprints: FNV-1a, 64 bits.
-uint64_t hash_bytes(uint64_t hash, const void* data, size_t bytes);
 
 }  // namespace tandem::model
