@@ -1,0 +1,132 @@
+#include <arpa/inet.h>
+#include <fmt/format.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <ucs/config/global_opts.h>
+#include <ucs/debug/debug.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+
+#include "base/check.h"
+#include "transport/ucx.h"
+
+namespace tandem::transport {
+namespace {
+
+// Once per process, before the first context: what UCX keeps in its own globals.
+void quieten_ucx() {
+  static const bool done = [] {
+    // UCX logs every reset as an error; ours are events, and whoever decides logs them.
+    ucs_global_opts_set_value("LOG_LEVEL", "fatal");
+    // Crashes belong to the application's handlers.
+    for (const int signal : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) ucs_debug_disable_signal(signal);
+    // SO_REUSEADDR, so that a restarted server gets its port back while old connections linger in TIME_WAIT. UCX 1.13
+    // takes this one option only from the environment: ucp_config_modify() does not reach connection managers.
+    setenv("UCX_TCP_CM_REUSEADDR", "y", 0);
+    return true;
+  }();
+  static_cast<void>(done);
+}
+
+Status configure(ucp_config_t* config) {
+  // Segments: gets over TCP travel as active messages, and 8 KiB ones (the default) cost a copy and a wake-up each.
+  constexpr const char* kOptions[][2] = {
+      {"TLS", "tcp,self"}, {"TCP_TX_SEG_SIZE", "64k"}, {"TCP_RX_SEG_SIZE", "64k"}, {"WARN_INVALID_CONFIG", "n"}};
+  for (const auto& [name, value] : kOptions) {
+    const ucs_status_t status = ucp_config_modify(config, name, value);
+    if (status != UCS_OK) return invalid_input(fmt::format("UCX {}={}: {}", name, value, ucs_status_string(status)));
+  }
+  return Ok{};
+}
+
+Status map_region(Context::State& state) {
+  if (state.region.empty()) return Ok{};
+  ucp_mem_map_params_t params{};
+  params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH;
+  params.address = state.region.data();
+  params.length = state.region.size();
+  ucs_status_t status = ucp_mem_map(state.ucp, &params, &state.memory);
+  if (status != UCS_OK) {
+    return exhausted(fmt::format("UCX registers {} bytes: {}", state.region.size(), ucs_status_string(status)));
+  }
+  void* key = nullptr;
+  size_t bytes = 0;
+  status = ucp_rkey_pack(state.ucp, state.memory, &key, &bytes);
+  if (status != UCS_OK) return ucx_error("UCX packs a memory key", status);
+  state.key.assign(static_cast<const char*>(key), bytes);
+  ucp_rkey_buffer_release(key);
+  CHECK(state.key.size() <= kMaxKeyBytes);
+  return Ok{};
+}
+
+template <class Address>
+SocketAddress from_sockaddr(const Address& address) {
+  SocketAddress result;
+  result.bytes.resize(sizeof(address));
+  std::memcpy(result.bytes.data(), &address, sizeof(address));
+  return result;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Context>> Context::create(std::span<std::byte> region) {
+  quieten_ucx();
+  ucp_config_t* config = nullptr;
+  ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
+  if (status != UCS_OK) return invalid_input(fmt::format("UCX reads its configuration: {}", ucs_status_string(status)));
+  auto state = std::make_unique<State>();
+  state->region = region;
+  if (Status configured = configure(config); !configured) {
+    ucp_config_release(config);
+    return configured.error();
+  }
+  ucp_params_t params{};
+  params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME;
+  params.features = UCP_FEATURE_AM | UCP_FEATURE_RMA;
+  params.name = "tandem";
+  status = ucp_init(&params, config, &state->ucp);
+  ucp_config_release(config);
+  if (status != UCS_OK) return exhausted(fmt::format("UCX starts: {}", ucs_status_string(status)));
+  std::unique_ptr<Context> context(new Context(std::move(state)));
+  RETURN_IF_ERROR(map_region(*context->state_));
+  return context;
+}
+
+Context::Context(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+Context::~Context() {
+  if (state_->memory != nullptr) ucp_mem_unmap(state_->ucp, state_->memory);
+  ucp_cleanup(state_->ucp);
+}
+
+std::span<std::byte> Context::region() const { return state_->region; }
+const std::string& Context::key() const { return state_->key; }
+
+Result<SocketAddress> resolve(const std::string& host, uint16_t port) {
+  sockaddr_in v4{};
+  v4.sin_family = AF_INET;
+  v4.sin_port = htons(port);
+  if (inet_pton(AF_INET, host == "localhost" ? "127.0.0.1" : host.c_str(), &v4.sin_addr) == 1) return from_sockaddr(v4);
+  sockaddr_in6 v6{};
+  v6.sin6_family = AF_INET6;
+  v6.sin6_port = htons(port);
+  const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']';
+  if (inet_pton(AF_INET6, bracketed ? host.substr(1, host.size() - 2).c_str() : host.c_str(), &v6.sin6_addr) == 1) {
+    return from_sockaddr(v6);
+  }
+  addrinfo hints{};
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  const int failed = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
+  if (failed != 0) return not_found(fmt::format("host '{}' does not resolve: {}", host, gai_strerror(failed)));
+  SocketAddress address;
+  address.bytes.resize(found->ai_addrlen);
+  std::memcpy(address.bytes.data(), found->ai_addr, found->ai_addrlen);
+  freeaddrinfo(found);
+  return address;
+}
+
+}  // namespace tandem::transport

@@ -1,0 +1,112 @@
+// The room around UCX: ordered small messages between processes and one-sided reads of a peer's registered memory.
+// Everything is post and poll: progress() does all work and hands out events; no call waits for a peer (but resolve(),
+// which may ask a name server). Peer death, resets and refused connections are events, never the end of this process.
+// Transports: TCP (and self). Shared memory cannot report a dead peer in UCX 1.13 and stays out.
+// Trust: UCX protects no memory over TCP; whoever can reach the port can read the process. Keep it inside the cluster.
+#pragma once
+
+#include <compare>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/result.h"
+
+namespace tandem::transport {
+
+// A resolved socket address, as large as an IPv6 one.
+struct SocketAddress {
+  std::vector<std::byte> bytes;  // a sockaddr
+};
+// Numeric addresses and "localhost" are answered at once, other names by getaddrinfo, which may block for seconds.
+Result<SocketAddress> resolve(const std::string& host, uint16_t port);
+
+// A connection, inbound or outbound, as numbered by its Worker. Never reused.
+struct EndpointId {
+  uint64_t value = 0;
+  auto operator<=>(const EndpointId&) const = default;
+};
+
+// What happened since the last progress(), in order per endpoint.
+struct EndpointAccepted {  // somebody connected to our listener
+  EndpointId endpoint;
+};
+struct EndpointFailed {  // terminal: refused, unreachable, reset, or the peer died; already closed
+  EndpointId endpoint;
+  std::string reason;
+};
+struct MessageArrived {
+  EndpointId endpoint;
+  std::string bytes;
+};
+struct GetFinished {  // one per accepted get(); from now on UCX does not touch the local memory
+  uint64_t get_id;    // the caller's, need not be unique
+  uint64_t bytes;     // asked for
+  Status status;
+};
+using Event = std::variant<EndpointAccepted, EndpointFailed, MessageArrived, GetFinished>;
+
+inline constexpr size_t kMaxMessageBytes = 32 * 1024;  // one send; longer ones are the caller's to cut
+inline constexpr size_t kMaxKeyBytes = 1024;
+
+// UCX's context with one registered memory region (may be empty). Outlives its workers.
+class Context {
+ public:
+  // region: what peers that got key() may read and where our own reads land. Borrowed; outlives the context.
+  static Result<std::unique_ptr<Context>> create(std::span<std::byte> region);
+  ~Context();
+
+  std::span<std::byte> region() const;
+  const std::string& key() const;  // opaque; for the peer's import_region()
+
+  struct State;
+  State& state() { return *state_; }
+
+ private:
+  explicit Context(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+// One UCX worker: one owner thread, which makes every call.
+class Worker {
+ public:
+  static Result<std::unique_ptr<Worker>> create(Context& context);
+  ~Worker();  // closes everything; memory of unfinished gets is free afterwards
+
+  // Accepts connections from now on. port 0: any free one. Returns the port.
+  Result<uint16_t> listen(const std::string& host, uint16_t port);
+  // The connection is usable at once; whether anybody is there shows in events.
+  Result<EndpointId> connect(const SocketAddress& address);
+  // Forgets the endpoint: no further events but GetFinished of its gets. flush: lets queued sends leave first, for at
+  // most a second of `progress()` calls.
+  void close(EndpointId endpoint, bool flush);
+
+  // At most kMaxMessageBytes (CHECK). Ordered per endpoint. A no-op on unknown endpoints.
+  void send(EndpointId endpoint, std::string bytes);
+  // Bytes of sends that UCX has not taken yet.
+  size_t queued_bytes(EndpointId endpoint) const;
+
+  // Names the peer's region: key is its Context::key(). kInvalidInput where UCX does not understand it.
+  Status import_region(EndpointId endpoint, uint64_t base, uint64_t bytes, std::string_view key);
+  // Reads [remote_offset, +local.size()) of the imported region. Errors (bounds, unknown endpoint, refused by UCX) mean
+  // that no GetFinished follows.
+  Status get(uint64_t get_id, EndpointId endpoint, uint64_t remote_offset, std::span<std::byte> local);
+
+  // A bounded amount of work. Returns whether anything happened.
+  bool progress(std::vector<Event>& events);
+
+  struct State;
+
+ private:
+  explicit Worker(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace tandem::transport

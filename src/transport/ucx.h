@@ -1,0 +1,24 @@
+// Private: what the two halves of the room share of UCX.
+#pragma once
+
+#include <ucp/api/ucp.h>
+
+#include <string>
+
+#include "transport/transport.h"
+
+namespace tandem::transport {
+
+struct Context::State {
+  ucp_context_h ucp = nullptr;
+  ucp_mem_h memory = nullptr;
+  std::span<std::byte> region;
+  std::string key;
+};
+
+inline Error ucx_error(const char* what, ucs_status_t status) {
+  const ErrorCode code = status == UCS_ERR_TIMED_OUT ? ErrorCode::kTimeout : ErrorCode::kPeerLost;
+  return {code, std::string(what) + ": " + ucs_status_string(status)};
+}
+
+}  // namespace tandem::transport

@@ -1,0 +1,386 @@
+#include <arpa/inet.h>
+#include <fmt/format.h>
+#include <netinet/in.h>
+
+#include <cstring>
+#include <deque>
+#include <unordered_map>
+
+#include "base/check.h"
+#include "transport/ucx.h"
+
+namespace tandem::transport {
+namespace {
+
+constexpr unsigned kMessageId = 1;          // UCX's active message number
+constexpr int kRoundsPerProgress = 16;      // calls of ucp_worker_progress while it finds work
+constexpr size_t kEventsPerProgress = 256;  // stop looking for more work after that
+constexpr size_t kMaxAccepted = 4096;       // connections waiting in the listener or open
+constexpr int kFlushRounds = 100000;        // progress() calls that a flushing close may take
+constexpr int kShutdownRounds = 100000;
+
+}  // namespace
+
+struct Endpoint {
+  EndpointId id;
+  ucp_ep_h ucp = nullptr;
+  ucp_rkey_h key = nullptr;
+  uint64_t remote_base = 0, remote_bytes = 0;
+  size_t queued_bytes = 0;  // of sends that UCX has not completed
+  size_t requests = 0;      // sends and gets under way
+  bool failed = false;      // UCX reported an error; close it
+  bool forgotten = false;   // the owner called close(): no more events
+  std::string reason;
+  void* close_request = nullptr;
+  bool closing = false;  // UCX's handle is gone or going
+  int flush_rounds = 0;  // left for a flushing close
+};
+
+// One send or get under way; given to UCX as user data.
+struct Operation {
+  Worker::State* worker = nullptr;
+  Endpoint* endpoint = nullptr;
+  std::string bytes;    // of a send: lives until UCX is done with it
+  uint64_t get_id = 0;  // of a get
+  uint64_t get_bytes = 0;
+  bool is_get = false;
+};
+
+struct Worker::State {
+  explicit State(Context& context) : context(context) {}
+  ~State();
+
+  Endpoint* find(EndpointId id) {
+    const auto it = endpoints.find(id.value);
+    return it == endpoints.end() || it->second->forgotten || it->second->failed ? nullptr : it->second.get();
+  }
+  Result<EndpointId> add_endpoint(ucp_ep_params_t& params);
+  void accept_requests();
+  void mark_failed(Endpoint& endpoint, ucs_status_t status);
+  void start_close(Endpoint& endpoint);
+  bool close_finished(Endpoint& endpoint);
+  bool sweep();
+  void finish(Operation* operation, ucs_status_t status);
+
+  Context& context;
+  ucp_worker_h ucp = nullptr;
+  ucp_listener_h listener = nullptr;
+  uint64_t next_endpoint = 1;
+  std::unordered_map<uint64_t, std::unique_ptr<Endpoint>> endpoints;
+  std::unordered_map<ucp_ep_h, Endpoint*> by_handle;  // open ones
+  std::deque<ucp_conn_request_h> requests;            // not accepted yet
+  std::vector<Event> arrived;                         // filled by UCX's callbacks, in order
+  bool dirty = false;                                 // some endpoint failed, closes or flushes
+};
+
+namespace {
+
+void on_endpoint_error(void* arg, ucp_ep_h handle, ucs_status_t status) {
+  auto* state = static_cast<Worker::State*>(arg);
+  const auto it = state->by_handle.find(handle);
+  if (it != state->by_handle.end()) state->mark_failed(*it->second, status);
+}
+
+void on_connection(ucp_conn_request_h request, void* arg) {
+  auto* state = static_cast<Worker::State*>(arg);
+  if (state->requests.size() + state->endpoints.size() >= kMaxAccepted) {
+    ucp_listener_reject(state->listener, request);
+  } else {
+    state->requests.push_back(request);
+  }
+}
+
+ucs_status_t on_message(void* arg, const void*, size_t, void* data, size_t length, const ucp_am_recv_param_t* param) {
+  auto* state = static_cast<Worker::State*>(arg);
+  const bool named = (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) != 0;
+  const auto it = named ? state->by_handle.find(param->reply_ep) : state->by_handle.end();
+  if (it == state->by_handle.end() || it->second->failed || it->second->forgotten) return UCS_OK;
+  if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0 || length > kMaxMessageBytes) {
+    state->mark_failed(*it->second, UCS_ERR_MESSAGE_TRUNCATED);  // no peer of ours sends such
+    return UCS_OK;
+  }
+  state->arrived.push_back(MessageArrived{it->second->id, std::string(static_cast<const char*>(data), length)});
+  return UCS_OK;
+}
+
+void on_operation_done(void* request, ucs_status_t status, void* user_data) {
+  auto* operation = static_cast<Operation*>(user_data);
+  operation->worker->finish(operation, status);
+  ucp_request_free(request);
+}
+
+}  // namespace
+
+void Worker::State::finish(Operation* operation, ucs_status_t status) {
+  const std::unique_ptr<Operation> owned(operation);
+  Endpoint& endpoint = *operation->endpoint;
+  --endpoint.requests;
+  if (operation->is_get) {
+    arrived.push_back(GetFinished{operation->get_id, operation->get_bytes,
+                                  status == UCS_OK ? Status(Ok{}) : ucx_error("read", status)});
+    return;
+  }
+  endpoint.queued_bytes -= operation->bytes.size();
+  if (status != UCS_OK) mark_failed(endpoint, status);
+}
+
+void Worker::State::mark_failed(Endpoint& endpoint, ucs_status_t status) {
+  if (endpoint.failed) return;
+  endpoint.failed = true;
+  endpoint.reason = ucs_status_string(status);
+  dirty = true;
+  if (!endpoint.forgotten) arrived.push_back(EndpointFailed{endpoint.id, endpoint.reason});
+}
+
+Result<EndpointId> Worker::State::add_endpoint(ucp_ep_params_t& params) {
+  params.field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
+  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+  params.err_handler.cb = on_endpoint_error;
+  params.err_handler.arg = this;
+  auto endpoint = std::make_unique<Endpoint>();
+  const ucs_status_t status = ucp_ep_create(ucp, &params, &endpoint->ucp);
+  if (status != UCS_OK) return ucx_error("connect", status);
+  endpoint->id = EndpointId{next_endpoint++};
+  by_handle[endpoint->ucp] = endpoint.get();
+  const EndpointId id = endpoint->id;
+  endpoints[id.value] = std::move(endpoint);
+  return id;
+}
+
+void Worker::State::accept_requests() {
+  while (!requests.empty()) {
+    ucp_ep_params_t params{};
+    params.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST;
+    params.conn_request = requests.front();
+    requests.pop_front();
+    if (auto id = add_endpoint(params)) arrived.push_back(EndpointAccepted{*id});  // otherwise the caller is gone
+  }
+}
+
+// Forced: what is queued is dropped, the requests under way complete with an error, the sockets close.
+void Worker::State::start_close(Endpoint& endpoint) {
+  endpoint.closing = true;
+  by_handle.erase(endpoint.ucp);
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
+  param.flags = UCP_EP_CLOSE_FLAG_FORCE;
+  const ucs_status_ptr_t request = ucp_ep_close_nbx(endpoint.ucp, &param);
+  if (UCS_PTR_IS_PTR(request)) endpoint.close_request = request;
+}
+
+bool Worker::State::close_finished(Endpoint& endpoint) {
+  if (endpoint.close_request != nullptr) {
+    if (ucp_request_check_status(endpoint.close_request) == UCS_INPROGRESS) return false;
+    ucp_request_free(endpoint.close_request);
+    endpoint.close_request = nullptr;
+  }
+  if (endpoint.requests > 0) return false;
+  if (endpoint.key != nullptr) ucp_rkey_destroy(endpoint.key);
+  endpoint.key = nullptr;
+  return true;
+}
+
+// Closes what failed or was given up, and drops what UCX has let go of.
+bool Worker::State::sweep() {
+  if (!dirty) return false;
+  bool waiting = false, any = false;
+  for (auto it = endpoints.begin(); it != endpoints.end();) {
+    Endpoint& endpoint = *it->second;
+    if (!endpoint.failed && !endpoint.forgotten) {
+      ++it;
+      continue;
+    }
+    const bool flushing = !endpoint.failed && endpoint.queued_bytes > 0 && --endpoint.flush_rounds > 0;
+    if (!endpoint.closing && !flushing) start_close(endpoint);
+    if (endpoint.closing && close_finished(endpoint)) {
+      it = endpoints.erase(it);
+      any = true;
+    } else {
+      waiting = true;
+      ++it;
+    }
+  }
+  dirty = waiting;
+  return any;
+}
+
+Worker::State::~State() {
+  if (listener != nullptr) {
+    while (!requests.empty()) {
+      ucp_listener_reject(listener, requests.front());
+      requests.pop_front();
+    }
+    ucp_listener_destroy(listener);
+  }
+  for (auto& [id, endpoint] : endpoints) {
+    endpoint->forgotten = true;
+    endpoint->flush_rounds = 0;
+  }
+  dirty = true;
+  for (int i = 0; i < kShutdownRounds && !endpoints.empty(); ++i) {
+    if (ucp != nullptr) ucp_worker_progress(ucp);
+    sweep();
+    arrived.clear();
+  }
+  for (auto& [id, endpoint] : endpoints) {
+    if (endpoint->key != nullptr) ucp_rkey_destroy(endpoint->key);
+  }
+  if (ucp != nullptr) ucp_worker_destroy(ucp);  // completes what is still under way; endpoints live until here
+}
+
+Worker::Worker(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Worker::~Worker() = default;
+
+Result<std::unique_ptr<Worker>> Worker::create(Context& context) {
+  auto state = std::make_unique<State>(context);
+  ucp_worker_params_t params{};
+  params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
+  params.thread_mode = UCS_THREAD_MODE_SINGLE;
+  ucs_status_t status = ucp_worker_create(context.state().ucp, &params, &state->ucp);
+  if (status != UCS_OK) return exhausted(fmt::format("UCX makes a worker: {}", ucs_status_string(status)));
+  ucp_am_handler_param_t handler{};
+  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG;
+  handler.id = kMessageId;
+  handler.cb = on_message;
+  handler.arg = state.get();
+  status = ucp_worker_set_am_recv_handler(state->ucp, &handler);
+  CHECK(status == UCS_OK);
+  return std::unique_ptr<Worker>(new Worker(std::move(state)));
+}
+
+Result<uint16_t> Worker::listen(const std::string& host, uint16_t port) {
+  CHECK(state_->listener == nullptr);
+  ASSIGN_OR_RETURN(const SocketAddress address, resolve(host, port));
+  ucp_listener_params_t params{};
+  params.field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR | UCP_LISTENER_PARAM_FIELD_CONN_HANDLER;
+  params.sockaddr.addr = reinterpret_cast<const sockaddr*>(address.bytes.data());
+  params.sockaddr.addrlen = socklen_t(address.bytes.size());
+  params.conn_handler.cb = on_connection;
+  params.conn_handler.arg = state_.get();
+  ucs_status_t status = ucp_listener_create(state_->ucp, &params, &state_->listener);
+  if (status != UCS_OK) {
+    state_->listener = nullptr;
+    return exhausted(fmt::format("listen on {}:{}: {}", host, port, ucs_status_string(status)));
+  }
+  ucp_listener_attr_t attributes{};
+  attributes.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR;
+  status = ucp_listener_query(state_->listener, &attributes);
+  CHECK(status == UCS_OK);
+  // sin_port and sin6_port lie at the same place.
+  return uint16_t(ntohs(reinterpret_cast<const sockaddr_in*>(&attributes.sockaddr)->sin_port));
+}
+
+Result<EndpointId> Worker::connect(const SocketAddress& address) {
+  ucp_ep_params_t params{};
+  params.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR;
+  params.flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER;
+  params.sockaddr.addr = reinterpret_cast<const sockaddr*>(address.bytes.data());
+  params.sockaddr.addrlen = socklen_t(address.bytes.size());
+  return state_->add_endpoint(params);
+}
+
+void Worker::close(EndpointId id, bool flush) {
+  Endpoint* endpoint = state_->find(id);
+  if (endpoint == nullptr) return;
+  endpoint->forgotten = true;
+  endpoint->flush_rounds = flush ? kFlushRounds : 0;
+  state_->dirty = true;
+}
+
+void Worker::send(EndpointId id, std::string bytes) {
+  CHECK(bytes.size() <= kMaxMessageBytes);
+  Endpoint* endpoint = state_->find(id);
+  if (endpoint == nullptr) return;
+  auto operation = std::make_unique<Operation>();
+  operation->worker = state_.get();
+  operation->endpoint = endpoint;
+  operation->bytes = std::move(bytes);
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_USER_DATA;
+  param.flags = UCP_AM_SEND_FLAG_EAGER | UCP_AM_SEND_FLAG_REPLY;
+  param.cb.send = on_operation_done;
+  param.user_data = operation.get();
+  const std::string& data = operation->bytes;
+  const ucs_status_ptr_t request =
+      ucp_am_send_nbx(endpoint->ucp, kMessageId, nullptr, 0, data.data(), data.size(), &param);
+  if (request == nullptr) return;  // already out
+  if (UCS_PTR_IS_ERR(request)) {
+    state_->mark_failed(*endpoint, UCS_PTR_STATUS(request));
+    return;
+  }
+  endpoint->queued_bytes += data.size();
+  ++endpoint->requests;
+  static_cast<void>(operation.release());  // finish() takes it
+}
+
+size_t Worker::queued_bytes(EndpointId id) const {
+  const Endpoint* endpoint = state_->find(id);
+  return endpoint == nullptr ? 0 : endpoint->queued_bytes;
+}
+
+Status Worker::import_region(EndpointId id, uint64_t base, uint64_t bytes, std::string_view key) {
+  Endpoint* endpoint = state_->find(id);
+  if (endpoint == nullptr) return peer_lost(fmt::format("endpoint {} is not connected", id.value));
+  CHECK(endpoint->key == nullptr);
+  if (key.empty() || key.size() > kMaxKeyBytes || base + bytes < base) {
+    return invalid_input(fmt::format("memory key of {} bytes for {} bytes of memory", key.size(), bytes));
+  }
+  // UCX is not told how long the key is: behind a cut one it finds zeros.
+  std::vector<char> padded(2 * kMaxKeyBytes);
+  std::memcpy(padded.data(), key.data(), key.size());
+  const ucs_status_t status = ucp_ep_rkey_unpack(endpoint->ucp, padded.data(), &endpoint->key);
+  if (status != UCS_OK) {
+    endpoint->key = nullptr;
+    return invalid_input(fmt::format("memory key of {} bytes: {}", key.size(), ucs_status_string(status)));
+  }
+  endpoint->remote_base = base;
+  endpoint->remote_bytes = bytes;
+  return Ok{};
+}
+
+Status Worker::get(uint64_t get_id, EndpointId id, uint64_t remote_offset, std::span<std::byte> local) {
+  Endpoint* endpoint = state_->find(id);
+  if (endpoint == nullptr || endpoint->key == nullptr) {
+    return peer_lost(fmt::format("endpoint {} is not connected", id.value));
+  }
+  if (local.empty() || local.size() > endpoint->remote_bytes || remote_offset > endpoint->remote_bytes - local.size()) {
+    return invalid_input(fmt::format("read of [{}, +{}) from a region of {} bytes", remote_offset, local.size(),
+                                     endpoint->remote_bytes));
+  }
+  auto operation = std::make_unique<Operation>();
+  operation->worker = state_.get();
+  operation->endpoint = endpoint;
+  operation->get_id = get_id;
+  operation->get_bytes = local.size();
+  operation->is_get = true;
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+  param.cb.send = on_operation_done;
+  param.user_data = operation.get();
+  const ucs_status_ptr_t request = ucp_get_nbx(endpoint->ucp, local.data(), local.size(),
+                                               endpoint->remote_base + remote_offset, endpoint->key, &param);
+  if (UCS_PTR_IS_ERR(request)) return ucx_error("read", UCS_PTR_STATUS(request));
+  if (request == nullptr) {
+    state_->arrived.push_back(GetFinished{get_id, local.size(), Ok{}});
+    return Ok{};
+  }
+  ++endpoint->requests;
+  static_cast<void>(operation.release());  // finish() takes it
+  return Ok{};
+}
+
+bool Worker::progress(std::vector<Event>& events) {
+  bool any = false;
+  for (int i = 0; i < kRoundsPerProgress && state_->arrived.size() < kEventsPerProgress; ++i) {
+    if (ucp_worker_progress(state_->ucp) == 0) break;
+    any = true;
+  }
+  state_->accept_requests();
+  any |= state_->sweep();
+  any |= !state_->arrived.empty();
+  for (Event& event : state_->arrived) events.push_back(std::move(event));
+  state_->arrived.clear();
+  return any;
+}
+
+}  // namespace tandem::transport

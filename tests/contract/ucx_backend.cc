@@ -1,0 +1,104 @@
+// UCX instances; echo peers are processes of their own (this program with --echo-peer), so that they can be killed.
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "base/check.h"
+#include "tests/contract/kv_backend.h"
+
+namespace tandem::kv {
+namespace {
+
+class ProcessPeer final : public EchoPeer {
+ public:
+  explicit ProcessPeer(const TransferOptions& options) {
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    const std::string port = std::to_string(options.port), epoch = std::to_string(options.epoch);
+    const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(options.heartbeat_interval).count();
+    const std::string heartbeat = std::to_string(ms);
+    pid_ = fork();
+    if (pid_ == 0) {
+      dup2(ends[1], STDOUT_FILENO);
+      execl("/proc/self/exe", "echo_peer", "--echo-peer", port.c_str(), epoch.c_str(), heartbeat.c_str(),
+            options.secret.c_str(), nullptr);
+      _exit(127);
+    }
+    close(ends[1]);
+    FILE* output = fdopen(ends[0], "r");
+    unsigned listening = 0;
+    const int read = std::fscanf(output, "listening %u", &listening);
+    std::fclose(output);
+    CHECK(read == 1);
+    port_ = uint16_t(listening);
+  }
+  ~ProcessPeer() override { kill(); }
+
+  uint16_t port() const override { return port_; }
+  void pump(TimePoint) override {}
+  void kill() override {
+    if (pid_ > 0) {
+      ::kill(pid_, SIGKILL);
+      waitpid(pid_, nullptr, 0);
+    }
+    pid_ = 0;
+  }
+  void freeze() override { ::kill(pid_, SIGSTOP); }
+
+ private:
+  pid_t pid_ = 0;
+  uint16_t port_ = 0;
+};
+
+class UcxBackend final : public Backend {
+ public:
+  std::unique_ptr<KvTransfer> make(const TransferOptions& options, std::span<std::byte> region) override {
+    auto transfer = make_ucx_transfer(options, region);
+    EXPECT_TRUE(transfer) << transfer.error().message;
+    return std::move(transfer).value();
+  }
+  std::unique_ptr<EchoPeer> start_peer(const TransferOptions& options) override {
+    return std::make_unique<ProcessPeer>(options);
+  }
+};
+
+int run_echo_peer(char** argv) {
+  TransferOptions options{.listen = true};
+  options.port = uint16_t(std::atoi(argv[2]));
+  options.epoch = std::strtoull(argv[3], nullptr, 10);
+  options.heartbeat_interval = std::chrono::milliseconds(std::atoi(argv[4]));
+  options.secret = argv[5];
+  std::vector<std::byte> memory(static_cast<size_t>(kEchoBytes));
+  for (int64_t i = 0; i < kEchoBytes; ++i) memory[size_t(i)] = pattern(i);
+  auto transfer = make_ucx_transfer(options, memory);
+  if (!transfer) {
+    std::fprintf(stderr, "echo peer: %s\n", transfer.error().message.c_str());
+    return 1;
+  }
+  const std::string address = (*transfer)->address();
+  std::printf("listening %s\n", address.substr(address.rfind(':') + 1).c_str());
+  std::fflush(stdout);
+  const SystemClock clock;
+  const TimePoint end = clock.now() + std::chrono::seconds(120);  // should nobody kill us
+  while (clock.now() < end && getppid() != 1) {
+    echo(**transfer, clock.now());
+    usleep(50);
+  }
+  return 0;
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_ucx_backend() { return std::make_unique<UcxBackend>(); }
+std::vector<BackendRow> backends() { return {{"Local", make_local_backend}, {"Ucx", make_ucx_backend}}; }
+
+}  // namespace tandem::kv
+
+int main(int argc, char** argv) {
+  if (argc == 6 && std::string_view(argv[1]) == "--echo-peer") return tandem::kv::run_echo_peer(argv);
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
