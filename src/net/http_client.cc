@@ -399,8 +399,12 @@ HttpClient::HttpClient(EventLoop& loop) : impl_(std::make_shared<Impl>(loop)) {}
 
 HttpClient::~HttpClient() {
   impl_->closed = true;
-  auto calls = impl_->calls;
-  for (Call* call : calls) call->cancel();
+  // Cancelling one call may destroy others, with what its handlers own.
+  while (!impl_->calls.empty()) {
+    auto call = (*impl_->calls.begin())->shared_from_this();
+    impl_->calls.erase(call.get());
+    call->cancel();
+  }
   impl_->idle.clear();
   impl_->pruner.reset();
 }

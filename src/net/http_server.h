@@ -52,6 +52,9 @@ class ResponseWriter {
   virtual bool closed() const = 0;
   // Bytes accepted by write() and not yet given to the socket.
   virtual size_t backlog() const = 0;
+  // Calls on_drained on the loop's thread each time that the backlog has become empty. For back-pressure; may be left
+  // out by stand-ins that have no backlog.
+  virtual void on_drained(std::function<void()>) {}
 };
 
 using HttpHandler = std::function<void(HttpRequest request, std::shared_ptr<ResponseWriter> writer)>;

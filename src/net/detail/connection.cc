@@ -294,9 +294,11 @@ void Connection::advance(size_t written) {
   if (state_ == State::kPending) deadline_.clear();
   if (state_ == State::kBody) deadline_.set(core_->options.body_idle_timeout);
   if (std::exchange(interim_, false)) return flush();
-  exchange_->written(outgoing_.payload.size());
-  bool last = outgoing_.last;
+  const size_t payload_bytes = outgoing_.payload.size();
+  const bool last = outgoing_.last;
   outgoing_ = {};
+  exchange_->written(payload_bytes);
+  if (state_ != State::kPending) return;  // its callback closed us
   if (last) return answer_written();
   flush();
 }

@@ -173,6 +173,22 @@ void Exchange::on_closed(std::function<void()> on_closed) {
   }
 }
 
+void Exchange::on_drained(std::function<void()> on_drained) {
+  auto callback = std::make_shared<std::function<void()>>(std::move(on_drained));
+  std::lock_guard lock(mutex_);
+  if (!closed()) on_drained_.swap(callback);
+}
+
+void Exchange::written(size_t payload_bytes) {
+  if (backlog_.fetch_sub(payload_bytes, std::memory_order_relaxed) != payload_bytes || payload_bytes == 0) return;
+  std::shared_ptr<std::function<void()>> callback;
+  {
+    std::lock_guard lock(mutex_);
+    callback = on_drained_;
+  }
+  if (callback && *callback) (*callback)();
+}
+
 Exchange::Outgoing Exchange::take() {
   std::lock_guard lock(mutex_);
   Outgoing out;
@@ -192,6 +208,7 @@ Exchange::Outgoing Exchange::take() {
 
 std::function<void()> Exchange::close(bool hang_up) {
   std::function<void()> callback;
+  std::shared_ptr<std::function<void()>> drained;
   bool wanted = false;
   {
     std::lock_guard lock(mutex_);
@@ -200,6 +217,7 @@ std::function<void()> Exchange::close(bool hang_up) {
     detached_ = !hang_up;
     wanted = hang_up && phase_ != Phase::kComplete;
     callback.swap(on_closed_);
+    drained.swap(on_drained_);
   }
   if (!wanted) callback = nullptr;
   return callback;

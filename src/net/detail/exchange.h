@@ -46,13 +46,14 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   bool write(std::string bytes);
   void end();
   void on_closed(std::function<void()> on_closed);
+  void on_drained(std::function<void()> on_drained);
   bool closed() const { return closed_.load(std::memory_order_acquire); }
   size_t backlog() const { return backlog_.load(std::memory_order_relaxed); }
   void abandon();  // the last writer went away without completing the answer
 
   // The loop's thread.
   Outgoing take();
-  void written(size_t payload_bytes) { backlog_.fetch_sub(payload_bytes, std::memory_order_relaxed); }
+  void written(size_t payload_bytes);
   // Accepts nothing more. hang_up: the client went away, the callback to run is returned if its writer was not done
   // yet; otherwise the answer is delivered or the server goes, and the callback is dropped.
   std::function<void()> close(bool hang_up);
@@ -79,6 +80,7 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
   int status_ = 0;
   std::string head_, pending_;
   std::function<void()> on_closed_;
+  std::shared_ptr<std::function<void()>> on_drained_;  // shared with its own running call
 };
 
 // The ResponseWriter that a handler gets; dropping it unanswered answers 500.
@@ -93,6 +95,7 @@ class ExchangeWriter final : public ResponseWriter {
   bool write(std::string bytes) override { return exchange_->write(std::move(bytes)); }
   void end() override { exchange_->end(); }
   void on_closed(std::function<void()> on_closed) override { exchange_->on_closed(std::move(on_closed)); }
+  void on_drained(std::function<void()> on_drained) override { exchange_->on_drained(std::move(on_drained)); }
   bool closed() const override { return exchange_->closed(); }
   size_t backlog() const override { return exchange_->backlog(); }
 
