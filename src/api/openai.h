@@ -33,6 +33,7 @@ class OpenAiLogprobs {
   // The `logprobs` value of everything since clear().
   void append_object(std::string& out) const;
   void clear();
+  bool empty() const { return content_.empty() && tokens_.empty(); }
 
  private:
   Dialect dialect_;

@@ -1,0 +1,79 @@
+// Sequence: one sequence of a generation request on its way back: ids become text, stop strings are found, counts and
+// times are kept. Loop's thread.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "api/native.h"
+#include "api/openai.h"
+#include "base/clock.h"
+#include "text/stream_decoder.h"
+
+namespace tandem::server {
+
+struct SequenceOptions {
+  const text::Tokenizer* tokenizer = nullptr;  // null: no text
+  api::Dialect dialect = api::Dialect::kNative;
+  api::NativeOptions native;
+  api::TokenText token_text;  // OpenAI log-probabilities
+  int32_t stream_interval = 1;
+  bool keep_text = false;  // OpenAI, not streamed: text() is the whole
+};
+
+class Sequence {
+ public:
+  // sampling's patterns were checked before: a StopMatcher can be made from them.
+  Sequence(SequenceOptions options, const api::SamplingParams& sampling);
+
+  // One token of an event. finish: set if it is the last one and the engine says why. A stop string in the text sets
+  // finish() by itself: what the engine still sends is not for the client.
+  void take(int32_t token, const api::TokenLogprob* logprob, const api::FinishReason* finish);
+  void take_input_logprobs(const std::vector<api::TokenLogprob>& logprobs);
+  // The engine's last word; what the matcher and the decoder held back is given out.
+  void complete(api::FinishReason finish);
+  // Text in front of the answer (echo).
+  void prepend(std::string_view text) { add_text(text); }
+
+  // Whether the number of tokens so far is one at which a stream gives an event.
+  bool is_due() const;
+
+  bool finished() const { return finish_.has_value(); }
+  const api::FinishReason* finish() const { return finish_ ? &*finish_ : nullptr; }
+  int32_t completion_tokens() const { return completion_tokens_; }
+
+  // OpenAI: text and log-probabilities since clear_delta().
+  const std::string& text() const { return text_; }
+  const api::OpenAiLogprobs* logprobs() const { return options_.native.return_logprob ? &logprobs_ : nullptr; }
+  void clear_delta();
+  api::NativeSequence& native() { return native_; }
+
+  // Written by the one who handles the events.
+  RequestId id;
+  int32_t index = 0;
+  std::string rid;
+  int32_t prompt_tokens = 0, cached_tokens = 0, total_retractions = 0;
+  bool role_sent = false;  // chat
+  bool closed = false;     // its last event is out; the engine has no word any more
+  std::optional<double> first_sent_ts;
+  std::optional<TimePoint> first_token_at, last_token_at;
+  double first_token_ts = 0;
+
+ private:
+  void add_text(std::string_view text);
+  void take_text(int32_t token, bool may_match);
+  void flush();
+
+  SequenceOptions options_;
+  bool no_stop_trim_ = false;
+  std::optional<text::StreamDecoder> decoder_;
+  std::optional<text::StopMatcher> matcher_;
+  api::NativeSequence native_;
+  api::OpenAiLogprobs logprobs_;
+  std::string text_;
+  int32_t completion_tokens_ = 0;
+  std::optional<api::FinishReason> finish_;
+};
+
+}  // namespace tandem::server

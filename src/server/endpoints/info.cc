@@ -1,0 +1,91 @@
+// /get_server_info, /get_load, /metrics: what the server is and does now.
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "api/error.h"
+#include "api/json_text.h"
+#include "base/json.h"
+#include "server/endpoints/endpoints.h"
+
+namespace tandem::server {
+namespace {
+
+engine::EngineSnapshot snapshot_of(Core& core) {
+  return core.port().engine() ? core.port().engine()->snapshot() : engine::EngineSnapshot();
+}
+
+double two_decimals(double value) { return std::round(value * 100) / 100; }
+
+json::Object state_of(const ServerConfig& config, const engine::EngineSnapshot& snapshot) {
+  json::Object state;
+  state["last_gen_throughput"] = snapshot.last_gen_throughput;
+  json::Object memory;
+  memory["weight"] = two_decimals(config.weight_gb);
+  memory["kvcache"] = two_decimals(config.kvcache_gb);
+  memory["token_capacity"] = config.max_total_num_tokens;
+  memory["graph"] = two_decimals(config.graph_gb);
+  state["memory_usage"] = std::move(memory);
+  state["running"] = snapshot.running;
+  state["queued"] = snapshot.queued;
+  state["free_blocks"] = snapshot.free_blocks;
+  state["leased_blocks"] = snapshot.leased_blocks;
+  state["cached_blocks"] = snapshot.cached_blocks;
+  state["total_blocks"] = snapshot.total_blocks;
+  state["forward_steps"] = snapshot.forward_steps;
+  state["prompt_tokens_computed"] = snapshot.prompt_tokens_computed;
+  state["handovers"] = snapshot.handovers;
+  state["handover_bytes"] = snapshot.handover_bytes;
+  return state;
+}
+
+// The members of a JSON object's text, followed by those of another; both with braces.
+std::string merged(std::string_view object, const json::Object& more) {
+  std::string out(object.substr(0, object.find_last_of('}')));
+  std::string tail = json::dump(more);
+  bool empty = out.find('"') == std::string::npos;
+  if (!empty) out += ',';
+  return out.append(tail, 1);
+}
+
+}  // namespace
+
+void get_server_info(Core& core, net::HttpRequest, const Writer& writer) {
+  const ServerConfig& config = core.config();
+  json::Object info;
+  info["status"] = core.ready() ? "ready" : core.draining() ? "draining" : "starting";
+  info["max_total_num_tokens"] = config.max_total_num_tokens;
+  info["max_req_input_len"] = config.max_req_input_len;
+  info["version"] = config.version;
+  std::string body = merged(config.server_args_json, info);
+  body.pop_back();
+  body += ",\"internal_states\":[";
+  body += merged(config.server_args_json, state_of(config, snapshot_of(core)));
+  body += "]}";
+  net::HttpResponse response;
+  response.body = std::move(body);
+  writer->send(std::move(response));
+}
+
+void get_load(Core& core, net::HttpRequest, const Writer& writer) {
+  engine::EngineSnapshot snapshot = snapshot_of(core);
+  net::HttpResponse response;
+  response.body = fmt::format(
+      R"([{{"rid":null,"http_worker_ipc":null,"dp_rank":0,"num_reqs":{},"num_waiting_reqs":{},"num_tokens":{}}}])",
+      snapshot.running + snapshot.queued, snapshot.queued, snapshot.used_tokens + snapshot.waiting_tokens);
+  writer->send(std::move(response));
+}
+
+void get_metrics(Core& core, net::HttpRequest, const Writer& writer) {
+  net::HttpResponse response;
+  if (!core.config().enable_metrics || !core.parts().metrics) {
+    response.status = 404;
+    response.body = api::detail_body("Not Found");
+  } else {
+    response.content_type = "text/plain; version=0.0.4; charset=utf-8";
+    response.body = core.parts().metrics->scrape();
+  }
+  writer->send(std::move(response));
+}
+
+}  // namespace tandem::server
