@@ -24,7 +24,7 @@ float f32_from_f8e4m3(uint8_t bits) {
   const float sign = (bits & 0x80u) != 0 ? -1.0f : 1.0f;
   const int exponent = (bits >> 3) & 0xf;
   const int mantissa = bits & 0x7;
-  if ((bits & 0x7fu) == 0x7fu) return sign * __builtin_nanf("");
+  if ((bits & 0x7fu) == 0x7fu) return __builtin_copysignf(__builtin_nanf(""), sign);
   if (exponent == 0) return sign * std::ldexp(float(mantissa), -9);
   return sign * std::ldexp(float(8 + mantissa), exponent - 10);
 }

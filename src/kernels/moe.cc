@@ -87,7 +87,8 @@ void combine(const Context& ctx, TensorView y, const SlotSort& sort, TensorView 
 size_t moe_workspace_bytes(const Context& ctx, int64_t max_rows, int32_t top_k, int32_t num_slots, int64_t hidden,
                            int64_t intermediate) {
   const size_t sorted = (size_t(num_slots) + 1 + 2 * size_t(max_rows) * size_t(top_k)) * sizeof(int32_t) + 3 * 64;
-  const size_t scores = (2 * size_t(num_slots) + 256) * sizeof(float) * size_t(ctx.pool->num_threads() + 1);
+  // Scores of a few rows per thread; experts may outnumber the slots of one rank.
+  const size_t scores = 8 * std::max<size_t>(size_t(num_slots), 1024) * sizeof(float) * size_t(ctx.pool->num_threads());
   switch (ctx.backend) {
     case Backend::kRef: return sorted + scores + ref::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
     case Backend::kCpu: return sorted + scores + cpu::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);

@@ -16,4 +16,8 @@ void sample(const Context& ctx, device::TensorView logits, std::span<const Sampl
   }
 }
 
+size_t sample_workspace_bytes(const Context& ctx, int32_t vocab) {
+  return (size_t(vocab) * 2 * sizeof(int32_t) + 64) * size_t(ctx.pool->num_threads());
+}
+
 }  // namespace tandem::kernels

@@ -2,6 +2,7 @@
 // request's tokens do not depend on the batch it ran in.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <utility>
@@ -39,5 +40,8 @@ struct SampleResult {
 // Order as in SGLang: bias, penalties, temperature, top-k, top-p, min-p, draw.
 void sample(const Context& ctx, device::TensorView logits, std::span<const SampleParams> params,
             std::span<SampleResult> results);
+
+// Bytes of workspace that sample takes.
+size_t sample_workspace_bytes(const Context& ctx, int32_t vocab);
 
 }  // namespace tandem::kernels

@@ -1,0 +1,48 @@
+// The row-wise parts of attention: filling the cache, rotating queries.
+#include "kernels/attention.h"
+
+#include <algorithm>
+
+#include "kernels/backends.h"
+#include "kernels/cpu/mla.h"
+#include "kernels/cpu/rows.h"
+
+namespace tandem::kernels::cpu {
+
+using device::TensorView;
+
+void mla_write_cache(const Context& ctx, const MlaShape& shape, TensorView kv_a, int64_t kv_a_row_stride,
+                     TensorView norm_weight, float epsilon, std::span<const int32_t> positions,
+                     std::span<const int32_t> slots, const RopeTable& rope, const PagedCache& cache) {
+  const Leaf& leaf = leaf_of(ctx);
+  for_rows(ctx, int64_t(positions.size()), shape.row_width(), [&](int64_t t) {
+    const float* from = kv_a.as<float>() + t * kv_a_row_stride;
+    uint16_t* to = static_cast<uint16_t*>(cache.base) + int64_t(slots[size_t(t)]) * shape.row_width();
+    leaf.rms_norm(from, norm_weight.as<float>(), epsilon, shape.kv_lora_rank, to, nullptr);
+    leaf.rope(from + shape.kv_lora_rank, rope.cos_sin + int64_t(positions[size_t(t)]) * rope.rope_dim, rope.rope_dim,
+              to + shape.kv_lora_rank);
+  });
+}
+
+void mla_rope_q(const Context& ctx, const MlaShape& shape, TensorView q, std::span<const int32_t> positions,
+                const RopeTable& rope, TensorView q_out) {
+  const Leaf& leaf = leaf_of(ctx);
+  const int64_t width = shape.nope_dim + shape.rope_dim, row = width * shape.num_heads;
+  for_rows(ctx, int64_t(positions.size()), row, [&](int64_t t) {
+    const float* cos_sin = rope.cos_sin + int64_t(positions[size_t(t)]) * rope.rope_dim;
+    for (int64_t h = 0; h < shape.num_heads; ++h) {
+      const float* from = q.as<float>() + t * row + h * width;
+      uint16_t* to = q_out.as<uint16_t>() + t * row + h * width;
+      leaf.narrow_row(from, shape.nope_dim, to);
+      leaf.rope(from + shape.nope_dim, cos_sin, rope.rope_dim, to + shape.nope_dim);
+    }
+  });
+}
+
+size_t mla_workspace_bytes(const Context& ctx, const MlaShape& shape, int64_t max_rows, int64_t max_sequences,
+                           int64_t max_context) {
+  return std::max(prefill_workspace_bytes(ctx, shape, max_rows, max_sequences),
+                  decode_workspace_bytes(ctx, shape, max_sequences, max_context));
+}
+
+}  // namespace tandem::kernels::cpu

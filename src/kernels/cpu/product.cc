@@ -1,0 +1,157 @@
+#include "kernels/cpu/product.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace tandem::kernels::cpu {
+namespace {
+
+using device::DType;
+
+int64_t panel_bytes(const PackedWeight::Impl& w) {
+  return num_pairs(w.k) * kPanel * (w.dtype == DType::kF8E4M3 ? 2 : 4);
+}
+
+const char* panel_at(const PackedWeight::Impl& w, int64_t panel) {
+  return static_cast<const char*>(w.values.data()) + panel * panel_bytes(w);
+}
+
+const float* scales_at(const PackedWeight::Impl& w, int64_t panel) {
+  return static_cast<const float*>(w.scales.data()) + panel * w.num_segments() * w.scale_width;
+}
+
+void multiply_fused(const Leaf& leaf, const PanelRange& range, const RowTile& tile, const TileSink& sink) {
+  const PackedWeight::Impl& w = *range.w;
+  alignas(64) float acc[kMaxPanels * kTileRows * kPanel];
+  TileArgs args{};
+  args.a = tile.a;
+  args.a_stride = tile.rows;
+  args.rows = tile.rows;
+  args.w = panel_at(w, range.first);
+  args.w_panel_stride = panel_bytes(w) * range.step;
+  args.panels = range.panels;
+  args.pair_ends = w.pair_ends.data();
+  args.segments = w.num_segments();
+  args.scales = scales_at(w, range.first);
+  args.scale_panel_stride = w.num_segments() * w.scale_width * range.step;
+  args.scale_width = w.scale_width;
+  args.acc = acc;
+  leaf.tile_f8(args);
+  sink(tile, acc);
+}
+
+void multiply_bf16(const Leaf& leaf, const PanelRange& range, std::span<const RowTile> tiles, const TileSink& sink) {
+  const PackedWeight::Impl& w = *range.w;
+  alignas(64) float acc[kMaxPanels * kTileRows * kPanel];
+  for (const RowTile& tile : tiles) {
+    TileArgs args{};
+    args.a = tile.a;
+    args.a_stride = tile.rows;
+    args.rows = tile.rows;
+    args.pair_ends = w.pair_ends.data();
+    args.segments = 1;
+    for (int64_t p = 0; p < range.panels; ++p) {
+      args.w = panel_at(w, range.first + p * range.step);
+      args.acc = acc + p * tile.rows * kPanel;
+      leaf.tile(args);
+    }
+    sink(tile, acc);
+  }
+}
+
+// Segments [begin, return) fill at most kChunkPairs pairs (one segment at least: it has 64 pairs at most).
+int64_t chunk_end(const PackedWeight::Impl& w, int64_t begin, int64_t first_pair) {
+  int64_t end = begin + 1;
+  while (end < w.num_segments() && w.pair_ends[size_t(end)] - first_pair <= kChunkPairs) ++end;
+  return end;
+}
+
+// FP8 panels are widened once per chunk of K and used by every tile of the batch.
+void multiply_widened(const Leaf& leaf, const PanelRange& range, std::span<const RowTile> tiles, void* scratch,
+                      const TileSink& sink) {
+  const PackedWeight::Impl& w = *range.w;
+  uint32_t* wide = static_cast<uint32_t*>(scratch);
+  float* sums = reinterpret_cast<float*>(wide + 2 * kChunkPairs * kPanel);
+  CHECK(range.panels <= 2 && int64_t(tiles.size()) <= kBatchTiles);
+  int64_t first_pair = 0;
+  for (int64_t segment = 0; segment < w.num_segments();) {
+    const int64_t end = chunk_end(w, segment, first_pair), last_pair = w.pair_ends[size_t(end) - 1];
+    const bool whole = segment == 0 && end == w.num_segments();
+    for (int64_t p = 0; p < range.panels; ++p) {
+      const char* panel = panel_at(w, range.first + p * range.step);
+      leaf.widen(reinterpret_cast<const uint8_t*>(panel) + first_pair * 2 * kPanel, last_pair - first_pair,
+                 wide + p * kChunkPairs * kPanel);
+    }
+    float* acc = sums;
+    for (const RowTile& tile : tiles) {
+      TileArgs args{};
+      args.a = tile.a + first_pair * tile.rows;
+      args.a_stride = tile.rows;
+      args.rows = tile.rows;
+      args.first_pair = first_pair;
+      args.pair_ends = w.pair_ends.data() + segment;
+      args.segments = end - segment;
+      args.scale_width = w.scale_width;
+      args.accumulate = segment != 0;
+      for (int64_t p = 0; p < range.panels; ++p) {
+        args.w = wide + p * kChunkPairs * kPanel;
+        args.scales = scales_at(w, range.first + p * range.step) + segment * w.scale_width;
+        args.acc = acc + p * tile.rows * kPanel;
+        leaf.tile(args);
+      }
+      if (end == w.num_segments()) sink(tile, acc);
+      if (!whole) acc += range.panels * tile.rows * kPanel;
+    }
+    segment = end;
+    first_pair = last_pair;
+  }
+}
+
+}  // namespace
+
+const Leaf& leaf_of(const Context& ctx) {
+  switch (ctx.isa) {
+    case Isa::kAvx2: return kLeafAvx2;
+    case Isa::kAvx512: return kLeafAvx512;
+    case Isa::kAvx512Bf16: return kLeafAvx512Bf16;
+  }
+  CHECK(false);
+  return kLeafAvx2;
+}
+
+RowTile tile_at(int64_t rows, int64_t i) {
+  const int64_t tiles = num_tiles(rows), size = rows / tiles, larger = rows % tiles;
+  RowTile tile;
+  tile.row = int32_t(i * size + std::min(i, larger));
+  tile.rows = int32_t(size + (i < larger ? 1 : 0));
+  return tile;
+}
+
+void pack_tile(const Leaf& leaf, const uint16_t* const* rows, int64_t count, int64_t width, uint32_t* out) {
+  const uint32_t* words[kTileRows];
+  for (int64_t r = 0; r < count; ++r) words[r] = reinterpret_cast<const uint32_t*>(rows[r]);
+  if (width % 2 == 0) return leaf.transpose(words, count, width / 2, out, count);
+  for (int64_t pair = 0; pair < num_pairs(width); ++pair) {  // odd rows are not aligned to words
+    for (int64_t r = 0; r < count; ++r) {
+      const uint32_t low = rows[r][2 * pair], high = 2 * pair + 1 < width ? rows[r][2 * pair + 1] : 0;
+      out[pair * count + r] = low | high << 16;
+    }
+  }
+}
+
+bool is_fused(const Leaf& leaf, const PackedWeight::Impl& w, std::span<const RowTile> tiles) {
+  return w.dtype == DType::kF8E4M3 && tiles.size() == 1 && tiles[0].rows <= leaf.fused_rows;
+}
+
+void multiply(const Leaf& leaf, const PanelRange& range, std::span<const RowTile> tiles, void* scratch,
+              const TileSink& sink) {
+  if (is_fused(leaf, *range.w, tiles)) return multiply_fused(leaf, range, tiles[0], sink);
+  if (range.w->dtype != DType::kF8E4M3) return multiply_bf16(leaf, range, tiles, sink);
+  for (size_t i = 0; i < tiles.size(); i += kBatchTiles) {
+    multiply_widened(leaf, range, tiles.subspan(i, std::min(size_t(kBatchTiles), tiles.size() - i)), scratch, sink);
+  }
+}
+
+}  // namespace tandem::kernels::cpu

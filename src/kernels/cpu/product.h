@@ -1,0 +1,63 @@
+// Tiles of rows times panels of a packed weight: what linear and the grouped MLP share.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/cpu/leaf.h"
+#include "kernels/gemm_impl.h"
+
+namespace tandem::kernels::cpu {
+
+const Leaf& leaf_of(const Context& ctx);
+
+// Up to kTileRows rows of activations, [pairs][rows] words; `row` is the first one's index in the caller's matrix.
+struct RowTile {
+  const uint32_t* a = nullptr;
+  int32_t row = 0;
+  int32_t rows = 0;
+};
+
+inline int64_t num_pairs(int64_t k) { return (k + 1) / 2; }
+inline int64_t num_panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
+inline int64_t num_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+// Tile i of `rows` rows in num_tiles(rows) tiles of nearly equal size; `a` is left null.
+RowTile tile_at(int64_t rows, int64_t i);
+
+// Rows of bf16 into a tile. An odd width is padded with zero.
+void pack_tile(const Leaf& leaf, const uint16_t* const* rows, int64_t count, int64_t width, uint32_t* out);
+
+// Per-thread scratch of multiply().
+inline constexpr int64_t kMaxPanels = 4;
+inline constexpr int64_t kChunkPairs = 1024;  // of widened FP8 held at once: 128 KiB a panel, half of an L2 for two
+inline constexpr int64_t kBatchTiles = 64;    // tiles that keep partial sums while K is walked in chunks
+inline constexpr size_t kScratchBytes =
+    2 * (kChunkPairs * kPanel * sizeof(uint32_t) + kBatchTiles * kTileRows * kPanel * sizeof(float));
+
+// `panels` panels of w: first, first + step, ... Up to kMaxPanels where one fused tile is multiplied, else up to 2.
+struct PanelRange {
+  const PackedWeight::Impl* w = nullptr;
+  int64_t first = 0, panels = 1, step = 1;
+};
+
+// Receives acc [panels][tile.rows][32] of each tile. Borrowed callable, as device::LoopBody.
+class TileSink {
+ public:
+  template <class F>
+  TileSink(const F& f)  // NOLINT: implicit on purpose, f outlives the call
+      : object_(&f), call_([](const void* object, const RowTile& tile, const float* acc) {
+          (*static_cast<const F*>(object))(tile, acc);
+        }) {}
+  void operator()(const RowTile& tile, const float* acc) const { call_(object_, tile, acc); }
+
+ private:
+  const void* object_;
+  void (*call_)(const void*, const RowTile&, const float*);
+};
+
+// True where FP8 is widened in registers: one pass over the weight serves all rows.
+bool is_fused(const Leaf& leaf, const PackedWeight::Impl& w, std::span<const RowTile> tiles);
+void multiply(const Leaf& leaf, const PanelRange& range, std::span<const RowTile> tiles, void* scratch,
+              const TileSink& sink);
+
+}  // namespace tandem::kernels::cpu
