@@ -17,6 +17,8 @@
 namespace tandem::net {
 
 using Headers = std::vector<std::pair<std::string, std::string>>;
+// ASCII letters; for header names and the values that are tokens.
+bool equals_ignoring_case(std::string_view a, std::string_view b);
 
 struct HttpRequest {
   std::string method;  // "GET"

@@ -61,6 +61,4 @@ class HttpParser {
   MessageHead head_;
 };
 
-bool equals_ignoring_case(std::string_view a, std::string_view b);
-
 }  // namespace tandem::net
