@@ -9,6 +9,8 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "engine/roles/combined_worker.h"
+#include "engine/roles/decode_worker.h"
+#include "engine/roles/prefill_worker.h"
 #include "engine/step/batch.h"
 #include "engine/step/core.h"
 #include "engine/step/sampler.h"
@@ -24,7 +26,7 @@ constexpr Duration kIdleWait = std::chrono::milliseconds(20);
 // Rows of input log-probabilities that one step computes at most, beside one row per running request.
 constexpr int64_t kInputLogprobRows = 128;
 
-using Worker = std::variant<std::monostate, CombinedWorker>;
+using Worker = std::variant<std::monostate, CombinedWorker, PrefillWorker, DecodeWorker>;
 
 class RankEngine final : public Engine {
  public:
@@ -34,6 +36,8 @@ class RankEngine final : public Engine {
         sampler_(forward_limits(config).max_logit_rows),
         commands_(kCommandQueue) {
     if (config.role == Role::kCombined) worker_.emplace<CombinedWorker>(core_);
+    if (config.role == Role::kPrefill) worker_.emplace<PrefillWorker>(core_);
+    if (config.role == Role::kDecode) worker_.emplace<DecodeWorker>(core_);
     publish();
   }
 

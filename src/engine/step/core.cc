@@ -160,6 +160,7 @@ bool Core::take_token(Request& request, const kernels::SampleResult& drawn) {
 
 // The one place where a request lets go of what it holds.
 void Core::release(Request& request, const Ending& ending) {
+  if (on_end) on_end(request, ending);
   if (!request.input.is_health_check) metrics.observe_end(request.life);
   if (request.sink != nullptr && !request.sink->reads.empty()) {
     // A read may still write into these blocks.
@@ -173,6 +174,11 @@ void Core::release(Request& request, const Ending& ending) {
   CHECK(it != requests_.end());
   ended_.push_back(std::move(it->second));
   requests_.erase(it);
+}
+
+Request* Core::reader_of(uint64_t read_id) const {
+  const auto reader = reader_of_read_.find(read_id);
+  return reader == reader_of_read_.end() ? nullptr : find(reader->second);
 }
 
 void Core::read_ended(uint64_t read_id) {

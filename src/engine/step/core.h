@@ -73,9 +73,12 @@ class Core {
     size_t reads = 0;
   };
   void read_ended(uint64_t read_id);
+  Request* reader_of(uint64_t read_id) const;  // null: it ended
   void read_posted(uint64_t read_id, RequestId id) { reader_of_read_[read_id] = id; }
   size_t num_draining() const { return draining_.size(); }
 
+  // Told of every end before anything is released; set once by the worker.
+  std::function<void(Request&, const Ending&)> on_end;
   const EngineConfig config;
   const EngineParts parts;
   const int32_t vocab_size;

@@ -1,0 +1,28 @@
+// Outbox: the engine's commands to the transfer side, in order. Never blocks: what the port does not take now goes with
+// the next flush. Bounded by cutting off a peer that does not drain. Owner: the engine thread.
+#pragma once
+
+#include <deque>
+#include <set>
+
+#include "api/handover.h"
+#include "kv/transfer_thread.h"
+
+namespace tandem::engine {
+
+class Outbox {
+ public:
+  Outbox(kv::TransferPort& port, uint64_t epoch) : port_(port), epoch_(epoch) {}
+
+  void send(PeerId peer, const api::HandoverMessage& message);
+  void command(kv::TransferCommand command);
+  void flush();
+
+ private:
+  kv::TransferPort& port_;
+  const uint64_t epoch_;
+  std::deque<kv::TransferCommand> waiting_;
+  std::set<PeerId> cut_off_;
+};
+
+}  // namespace tandem::engine
