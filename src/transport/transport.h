@@ -8,7 +8,6 @@
 #include <compare>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -17,6 +16,7 @@
 #include <variant>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/result.h"
 
 namespace tandem::transport {
@@ -84,9 +84,9 @@ class Worker {
   Result<uint16_t> listen(const std::string& host, uint16_t port);
   // The connection is usable at once; whether anybody is there shows in events.
   Result<EndpointId> connect(const SocketAddress& address);
-  // Forgets the endpoint: no further events but GetFinished of its gets. flush: lets queued sends leave first, for at
-  // most a second of `progress()` calls.
-  void close(EndpointId endpoint, bool flush);
+  // Forgets the endpoint: no further events but GetFinished of its gets. linger: leaves the other side up to a second
+  // to read what was sent last and to close first; otherwise that may be lost.
+  void close(EndpointId endpoint, bool linger);
 
   // At most kMaxMessageBytes (CHECK). Ordered per endpoint. A no-op on unknown endpoints.
   void send(EndpointId endpoint, std::string bytes);
@@ -100,7 +100,7 @@ class Worker {
   Status get(uint64_t get_id, EndpointId endpoint, uint64_t remote_offset, std::span<std::byte> local);
 
   // A bounded amount of work. Returns whether anything happened.
-  bool progress(std::vector<Event>& events);
+  bool progress(TimePoint now, std::vector<Event>& events);
 
   struct State;
 

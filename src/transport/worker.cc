@@ -16,7 +16,7 @@ constexpr unsigned kMessageId = 1;          // UCX's active message number
 constexpr int kRoundsPerProgress = 16;      // calls of ucp_worker_progress while it finds work
 constexpr size_t kEventsPerProgress = 256;  // stop looking for more work after that
 constexpr size_t kMaxAccepted = 4096;       // connections waiting in the listener or open
-constexpr int kFlushRounds = 100000;        // progress() calls that a flushing close may take
+constexpr Duration kLinger = std::chrono::seconds(1);
 constexpr int kShutdownRounds = 100000;
 
 }  // namespace
@@ -32,8 +32,9 @@ struct Endpoint {
   bool forgotten = false;   // the owner called close(): no more events
   std::string reason;
   void* close_request = nullptr;
-  bool closing = false;  // UCX's handle is gone or going
-  int flush_rounds = 0;  // left for a flushing close
+  bool closing = false;            // UCX's handle is gone or going
+  std::optional<Duration> linger;  // of a soft close: how long to wait for the other side to close
+  std::optional<TimePoint> linger_until;
 };
 
 // One send or get under way; given to UCX as user data.
@@ -59,7 +60,7 @@ struct Worker::State {
   void mark_failed(Endpoint& endpoint, ucs_status_t status);
   void start_close(Endpoint& endpoint);
   bool close_finished(Endpoint& endpoint);
-  bool sweep();
+  bool sweep(TimePoint now);
   void finish(Operation* operation, ucs_status_t status);
 
   Context& context;
@@ -180,8 +181,9 @@ bool Worker::State::close_finished(Endpoint& endpoint) {
   return true;
 }
 
-// Closes what failed or was given up, and drops what UCX has let go of.
-bool Worker::State::sweep() {
+// Closes what failed or was given up, and drops what UCX has let go of. UCX calls a send done when it lies in its own
+// buffer, which a forced close drops: hence the lingering.
+bool Worker::State::sweep(TimePoint now) {
   if (!dirty) return false;
   bool waiting = false, any = false;
   for (auto it = endpoints.begin(); it != endpoints.end();) {
@@ -190,8 +192,9 @@ bool Worker::State::sweep() {
       ++it;
       continue;
     }
-    const bool flushing = !endpoint.failed && endpoint.queued_bytes > 0 && --endpoint.flush_rounds > 0;
-    if (!endpoint.closing && !flushing) start_close(endpoint);
+    if (endpoint.linger && !endpoint.linger_until) endpoint.linger_until = now + *endpoint.linger;
+    const bool lingering = !endpoint.failed && endpoint.linger && now < *endpoint.linger_until;
+    if (!endpoint.closing && !lingering) start_close(endpoint);
     if (endpoint.closing && close_finished(endpoint)) {
       it = endpoints.erase(it);
       any = true;
@@ -214,12 +217,12 @@ Worker::State::~State() {
   }
   for (auto& [id, endpoint] : endpoints) {
     endpoint->forgotten = true;
-    endpoint->flush_rounds = 0;
+    endpoint->linger.reset();
   }
   dirty = true;
   for (int i = 0; i < kShutdownRounds && !endpoints.empty(); ++i) {
     if (ucp != nullptr) ucp_worker_progress(ucp);
-    sweep();
+    sweep(TimePoint{});
     arrived.clear();
   }
   for (auto& [id, endpoint] : endpoints) {
@@ -279,11 +282,11 @@ Result<EndpointId> Worker::connect(const SocketAddress& address) {
   return state_->add_endpoint(params);
 }
 
-void Worker::close(EndpointId id, bool flush) {
+void Worker::close(EndpointId id, bool linger) {
   Endpoint* endpoint = state_->find(id);
   if (endpoint == nullptr) return;
   endpoint->forgotten = true;
-  endpoint->flush_rounds = flush ? kFlushRounds : 0;
+  if (linger) endpoint->linger = kLinger;
   state_->dirty = true;
 }
 
@@ -369,14 +372,14 @@ Status Worker::get(uint64_t get_id, EndpointId id, uint64_t remote_offset, std::
   return Ok{};
 }
 
-bool Worker::progress(std::vector<Event>& events) {
+bool Worker::progress(TimePoint now, std::vector<Event>& events) {
   bool any = false;
   for (int i = 0; i < kRoundsPerProgress && state_->arrived.size() < kEventsPerProgress; ++i) {
     if (ucp_worker_progress(state_->ucp) == 0) break;
     any = true;
   }
   state_->accept_requests();
-  any |= state_->sweep();
+  any |= state_->sweep(now);
   any |= !state_->arrived.empty();
   for (Event& event : state_->arrived) events.push_back(std::move(event));
   state_->arrived.clear();

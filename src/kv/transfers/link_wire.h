@@ -24,7 +24,7 @@ struct HelloFrame {  // first in both directions; the listener answers the calle
   std::string secret = {};
   std::string key = {};  // the region's UCX key; empty with an empty region
 };
-struct RefuseFrame {  // instead of a hello, then the connection closes
+struct RefuseFrame {  // what the receiver sent is not accepted; the receiver closes the connection
   std::string reason;
 };
 struct MessageFrame {  // begins a message of total_bytes; `part` is its beginning
@@ -37,7 +37,7 @@ struct ContinueFrame {  // the next part of the message begun before
 struct HeartbeatFrame {
   uint64_t epoch;
 };
-struct ByeFrame {  // disconnected on purpose
+struct ByeFrame {  // disconnected on purpose; the receiver closes the connection
   std::string reason;
 };
 using LinkFrame = std::variant<HelloFrame, RefuseFrame, MessageFrame, ContinueFrame, HeartbeatFrame, ByeFrame>;

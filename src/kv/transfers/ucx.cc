@@ -56,7 +56,7 @@ class UcxTransfer final : public KvTransfer {
         reads_(*worker_, context_->region()) {}
 
   ~UcxTransfer() override {
-    while (!links_.empty()) drop(links_.begin()->second, "closed", "closed by peer");
+    while (!links_.empty()) drop(links_.begin()->second, "closed", ByeFrame{"closed by peer"});
   }
 
   PeerId connect(const std::string& host, uint16_t port, TimePoint now) override;
@@ -84,8 +84,8 @@ class UcxTransfer final : public KvTransfer {
   void send_frame(const Link& link, const LinkFrame& frame) { worker_->send(link.endpoint, encode_link_frame(frame)); }
   void send_message(Link& link, const std::string& bytes);
   HelloFrame own_hello() const;
-  void lose(Link& link, const std::string& reason, const std::string& farewell);
-  void drop(Link& link, const std::string& reason, const std::string& farewell);
+  void lose(Link& link, const std::string& reason, const std::optional<LinkFrame>& last = std::nullopt);
+  void drop(Link& link, const std::string& reason, const std::optional<LinkFrame>& last);
   bool check_timers(TimePoint now);
 
   const TransferOptions options_;
@@ -147,7 +147,7 @@ void UcxTransfer::send(PeerId peer, std::string bytes) {
   CHECK(bytes.size() <= kMaxPeerMessageBytes);
   const size_t queued = link->early_bytes + worker_->queued_bytes(link->endpoint);
   if (queued + bytes.size() > kMaxQueuedBytes) {
-    lose(*link, fmt::format("send queue full: {} bytes wait", queued), "send queue full");
+    lose(*link, fmt::format("send queue full: {} bytes wait", queued));
   } else if (link->state == LinkState::kUp) {
     send_message(*link, bytes);
   } else {
@@ -179,30 +179,30 @@ void UcxTransfer::post_read(uint64_t read_id, PeerId peer, std::span<const CopyR
 }
 
 void UcxTransfer::disconnect(PeerId peer) {
-  if (Link* link = find(peer)) drop(*link, "disconnected", "disconnected by peer");
+  if (Link* link = find(peer)) drop(*link, "disconnected", ByeFrame{"disconnected by peer"});
 }
 
-// Forgets a link without an event. farewell: what the other side hears, if it is still there.
-void UcxTransfer::drop(Link& link, const std::string& reason, const std::string& farewell) {
+// Forgets a link without an event. last: what the other side shall still hear.
+void UcxTransfer::drop(Link& link, const std::string& reason, const std::optional<LinkFrame>& last) {
   reads_.fail_peer(link.peer, peer_lost(fmt::format("{}: {}", link.name, reason)));
-  if (!farewell.empty()) send_frame(link, ByeFrame{farewell});
-  worker_->close(link.endpoint, true);
+  if (last) send_frame(link, *last);
+  worker_->close(link.endpoint, last.has_value());
   peer_of_endpoint_.erase(link.endpoint.value);
   links_.erase(link.peer.value);
 }
 
-void UcxTransfer::lose(Link& link, const std::string& reason, const std::string& farewell) {
+void UcxTransfer::lose(Link& link, const std::string& reason, const std::optional<LinkFrame>& last) {
   // An inbound caller that was never announced is forgotten without a word.
   if (link.outbound || link.state == LinkState::kUp) {
     pending_.push_back(PeerLost{link.peer, link.name + ": " + reason});
   }
-  drop(link, reason, farewell);
+  drop(link, reason, last);
 }
 
 void UcxTransfer::on_message_part(Link& link, std::string_view part) {
   link.partial.append(part);
   if (link.partial.size() > link.partial_total) {
-    lose(link, "a message is longer than announced", "protocol error: message longer than announced");
+    lose(link, "a message is longer than announced", RefuseFrame{"a message longer than announced"});
   } else if (link.partial.size() == link.partial_total) {
     link.partial_total = 0;
     pending_.push_back(PeerMessage{link.peer, std::exchange(link.partial, {})});
@@ -226,8 +226,7 @@ void UcxTransfer::on_hello(Link& link, const HelloFrame& hello, TimePoint now) {
     if (!imported) wrong = imported.error().message;
   }
   if (wrong) {
-    if (!link.outbound) send_frame(link, RefuseFrame{*wrong});
-    lose(link, "refused by us: " + *wrong, link.outbound ? "refused: " + *wrong : "");
+    lose(link, "refused by us: " + *wrong, RefuseFrame{*wrong});
     return;
   }
   if (!link.outbound) send_frame(link, own_hello());
@@ -246,22 +245,22 @@ void UcxTransfer::on_bytes(Link& link, std::string_view bytes, TimePoint now) {
   link.heard = true;
   const Result<LinkFrame> frame = decode_link_frame(bytes);
   if (!frame) {
-    if (!link.outbound && link.state == LinkState::kGreeting) send_frame(link, RefuseFrame{frame.error().message});
-    lose(link, frame.error().message, link.state == LinkState::kUp ? "protocol error: " + frame.error().message : "");
+    lose(link, frame.error().message, RefuseFrame{frame.error().message});
     return;
   }
   if (const auto* hello = std::get_if<HelloFrame>(&*frame)) return on_hello(link, *hello, now);
-  if (const auto* refuse = std::get_if<RefuseFrame>(&*frame)) return lose(link, "refused: " + refuse->reason, "");
-  if (const auto* bye = std::get_if<ByeFrame>(&*frame)) return lose(link, bye->reason, "");
-  if (link.state != LinkState::kUp) return lose(link, "something else before a hello", "");
+  if (const auto* refuse = std::get_if<RefuseFrame>(&*frame)) return lose(link, "refused: " + refuse->reason);
+  if (const auto* bye = std::get_if<ByeFrame>(&*frame)) return lose(link, bye->reason);
+  if (link.state != LinkState::kUp) return lose(link, "something else before a hello");
   if (const auto* heartbeat = std::get_if<HeartbeatFrame>(&*frame)) {
-    if (heartbeat->epoch != link.epoch) lose(link, "a heartbeat of another epoch", "protocol error: other epoch");
+    if (heartbeat->epoch != link.epoch)
+      lose(link, "a heartbeat of another epoch", RefuseFrame{"a heartbeat of another epoch"});
     return;
   }
   const auto* first = std::get_if<MessageFrame>(&*frame);
   if ((first != nullptr) != (link.partial_total == 0) ||
       (first != nullptr && first->total_bytes > kMaxPeerMessageBytes)) {
-    return lose(link, "a message out of order or too long", "protocol error: message out of order or too long");
+    return lose(link, "a message out of order or too long", RefuseFrame{"a message out of order or too long"});
   }
   if (first != nullptr) link.partial_total = first->total_bytes;
   on_message_part(link, first != nullptr ? first->part : std::get<ContinueFrame>(*frame).part);
@@ -286,7 +285,7 @@ void UcxTransfer::handle(transport::Event& event, TimePoint now) {
   if (message != nullptr) {
     on_bytes(link, message->bytes, now);
   } else {
-    lose(link, failed->reason, "");
+    lose(link, failed->reason);
   }
 }
 
@@ -299,7 +298,7 @@ bool UcxTransfer::check_timers(TimePoint now) {
     if (link.state == LinkState::kGreeting) {
       if (now < link.greeting_deadline) continue;
       any = true;
-      lose(link, fmt::format("no answer within {} s", seconds(options_.connect_timeout)), "");
+      lose(link, fmt::format("no answer within {} s", seconds(options_.connect_timeout)));
       continue;
     }
     if (now >= link.next_beat) {
@@ -312,7 +311,7 @@ bool UcxTransfer::check_timers(TimePoint now) {
     link.heard = false;
     if (link.misses < options_.heartbeat_max_failures) continue;
     any = true;
-    lose(link, fmt::format("{} heartbeats missed", link.misses), "");
+    lose(link, fmt::format("{} heartbeats missed", link.misses));
   }
   return any;
 }
@@ -320,7 +319,7 @@ bool UcxTransfer::check_timers(TimePoint now) {
 bool UcxTransfer::poll(TimePoint now, std::vector<TransferEvent>& events) {
   bool any = false;
   for (int i = 0; i < kRoundsPerPoll && pending_.size() < kMaxEventsPerPoll; ++i) {
-    if (!worker_->progress(arrived_)) break;
+    if (!worker_->progress(now, arrived_)) break;
     any = true;
     for (transport::Event& event : arrived_) handle(event, now);
     arrived_.clear();
