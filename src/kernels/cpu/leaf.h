@@ -80,6 +80,8 @@ struct Leaf {
   void (*softmax)(float* x, int64_t count);
   // Index of the largest value, the lowest of equals; -1 when a NaN was seen.
   int64_t (*argmax)(const float* x, int64_t count);
+  // out[i] = exp(x[i] - top).
+  void (*exp_below)(const float* x, int64_t count, float top, float* out);
 
   void (*softmax_block)(const SoftmaxBlock&);
   // acc[row][32] *= factor[32].

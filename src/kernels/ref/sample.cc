@@ -29,6 +29,10 @@ void apply_bias(float* logits, int32_t vocab, const SampleParams& params) {
   }
 }
 
+bool has_penalties(const SampleParams& p) {
+  return p.frequency_penalty != 0 || p.presence_penalty != 0 || p.repetition_penalty != 1.0f;
+}
+
 // counts [vocab] is all zero before and after.
 void apply_penalties(float* logits, int32_t vocab, const SampleParams& params, int32_t* counts) {
   if (params.frequency_penalty != 0 || params.presence_penalty != 0) {
@@ -65,100 +69,146 @@ struct BestFirst {
   bool operator()(int32_t a, int32_t b) const { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; }
 };
 
-// The candidates that survive top-k, top-p and min-p are order[0, n); returns n. `scaled` are logits / temperature.
-int32_t cut(const float* scaled, int32_t vocab, const SampleParams& params, double sum, int32_t* order) {
-  int32_t kept = vocab;
-  const int32_t limit = params.top_k > 0 ? std::min(params.top_k, vocab) : vocab;
-  std::partial_sort(order, order + limit, order + vocab, BestFirst{scaled});
-  kept = limit;
-  const float top = scaled[order[0]];
-  if (params.top_p < 1.0f) {  // smallest prefix whose probability reaches top_p, of what top-k left
-    double total = sum;
-    if (limit < vocab) {
-      total = 0;
-      for (int32_t i = 0; i < limit; ++i) total += std::exp(double(scaled[order[i]]) - top);
-    }
-    double reached = 0;
-    for (int32_t i = 0; i < kept; ++i) {
-      reached += std::exp(double(scaled[order[i]]) - top);
-      if (reached >= double(params.top_p) * total) kept = i + 1;
-    }
+// One row after bias, penalties and temperature.
+struct Row {
+  const float* logits;
+  const float* weights;  // exp(logit - best logit)
+  double total;          // sum of weights
+  int32_t best;
+  int32_t vocab;
+  int32_t* order;  // scratch [vocab]
+};
+
+double sum(const float* x, int32_t count) {
+  double parts[4] = {};
+  int32_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    for (int32_t j = 0; j < 4; ++j) parts[j] += double(x[i + j]);
   }
-  if (params.min_p > 0) {  // relative to the best candidate
-    const double floor = std::log(double(params.min_p)) + top;
-    while (kept > 1 && double(scaled[order[kept - 1]]) < floor) --kept;
-  }
-  return kept;
+  for (; i < count; ++i) parts[0] += double(x[i]);
+  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
 }
 
-int32_t draw(const float* scaled, const int32_t* order, int32_t kept, double at) {
-  const float top = scaled[order[0]];
-  double total = 0;
-  for (int32_t i = 0; i < kept; ++i) total += std::exp(double(scaled[order[i]]) - top);
+// First of order[0, kept) (or of all ids, order null) at which the running weight passes `at` of their total.
+int32_t draw(const Row& row, const int32_t* order, int32_t kept, double at) {
+  double total = row.total;
+  if (order != nullptr) {
+    total = 0;
+    for (int32_t i = 0; i < kept; ++i) total += double(row.weights[order[i]]);
+  }
   double reached = 0;
   for (int32_t i = 0; i < kept; ++i) {
-    reached += std::exp(double(scaled[order[i]]) - top);
-    if (reached > at * total) return order[i];
+    const int32_t id = order == nullptr ? i : order[i];
+    reached += double(row.weights[id]);
+    if (reached > at * total) return id;
   }
-  return order[0];  // only when rounding leaves the last sum at the target
+  return row.best;  // rounding left the last sum at the target
 }
 
-void report_logprobs(const float* scaled, int32_t vocab, const SampleParams& params, double log_sum, int32_t* order,
-                     SampleResult& result) {
-  const auto logprob = [&](int32_t id) { return float(double(scaled[id]) - log_sum); };
+void sort_best(const Row& row, int32_t count) {
+  std::partial_sort(row.order, row.order + count, row.order + row.vocab, BestFirst{row.logits});
+}
+
+// Ids that survive top-k, then top-p of what is left, are order[0, n), best first; returns n.
+int32_t keep_top(const Row& row, const SampleParams& params) {
+  int32_t limit = row.vocab;
+  double total = row.total;
+  if (params.top_k > 0 && params.top_k < row.vocab) {
+    limit = params.top_k;
+    sort_best(row, limit);
+    total = 0;
+    for (int32_t i = 0; i < limit; ++i) total += double(row.weights[row.order[i]]);
+    if (params.top_p >= 1.0f) return limit;
+  }
+  // The smallest prefix that reaches top_p. Without top-k only as much is sorted as turns out to be needed.
+  int32_t sorted = limit < row.vocab ? limit : 0;
+  double reached = 0;
+  for (int32_t i = 0; i < limit; ++i) {
+    if (i == sorted) {
+      sorted = std::min(limit, sorted == 0 ? 64 : sorted * 4);
+      sort_best(row, sorted);
+    }
+    reached += double(row.weights[row.order[i]]);
+    if (reached >= double(params.top_p) * total) return i + 1;
+  }
+  return limit;
+}
+
+int32_t choose(const Row& row, const SampleParams& params) {
+  const double at = uniform(params.seed, params.position);
+  const bool top = (params.top_k > 0 && params.top_k < row.vocab) || params.top_p < 1.0f;
+  if (!top && params.min_p <= 0) return draw(row, nullptr, row.vocab, at);
+  for (int32_t i = 0; i < row.vocab; ++i) row.order[i] = i;
+  int32_t kept = top ? keep_top(row, params) : row.vocab;
+  if (params.min_p > 0) {  // relative to the best, whose weight is 1
+    int32_t strong = 0;
+    for (int32_t i = 0; i < kept; ++i) {
+      if (row.weights[row.order[i]] >= params.min_p || row.order[i] == row.best) row.order[strong++] = row.order[i];
+    }
+    kept = strong;
+  }
+  return draw(row, row.order, kept, at);
+}
+
+void report_logprobs(const Row& row, const SampleParams& params, SampleResult& result) {
+  const double log_sum = std::log(row.total) + double(row.logits[row.best]);
+  const auto logprob = [&](int32_t id) { return float(double(row.logits[id]) - log_sum); };
   if (params.want_logprob) result.logprob = logprob(result.token);
   if (params.top_logprobs > 0) {
-    const int32_t count = std::min(params.top_logprobs, vocab);
-    std::partial_sort(order, order + count, order + vocab, BestFirst{scaled});
-    for (int32_t i = 0; i < count; ++i) result.top.emplace_back(order[i], logprob(order[i]));
+    const int32_t count = std::min(params.top_logprobs, row.vocab);
+    for (int32_t i = 0; i < row.vocab; ++i) row.order[i] = i;
+    sort_best(row, count);
+    for (int32_t i = 0; i < count; ++i) result.top.emplace_back(row.order[i], logprob(row.order[i]));
   }
   for (const int32_t id : params.token_ids_logprob) {
-    result.token_ids.push_back(is_id(id, vocab) ? logprob(id) : kGone);
+    result.token_ids.push_back(is_id(id, row.vocab) ? logprob(id) : kGone);
   }
+}
+
+int64_t plain_argmax(const float* x, int64_t count) {
+  int64_t best = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::isnan(x[i])) return -1;
+    if (x[i] > x[best]) best = i;
+  }
+  return best;
+}
+
+void plain_exp_below(const float* x, int64_t count, float top, float* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = std::exp(x[i] - top);
 }
 
 }  // namespace
 
-size_t sample_scratch_bytes(int32_t vocab) { return size_t(vocab) * 2 * sizeof(int32_t); }
+size_t sample_scratch_bytes(int32_t vocab) { return size_t(vocab) * (sizeof(int32_t) + sizeof(float)); }
 
-void sample_row(float* logits, int32_t vocab, const SampleParams& params, SampleResult& result, void* scratch) {
+void sample_row(const RowMath& math, float* logits, int32_t vocab, const SampleParams& params, SampleResult& result,
+                void* scratch) {
   int32_t* order = static_cast<int32_t*>(scratch);
-  int32_t* counts = order + vocab;
-  std::fill_n(counts, vocab, 0);
-  result.top.clear();
-  result.token_ids.clear();
-  result.logprob = 0;
+  float* weights = reinterpret_cast<float*>(order + vocab);
+  result = SampleResult{};
   apply_bias(logits, vocab, params);
-  apply_penalties(logits, vocab, params, counts);
+  if (has_penalties(params)) {
+    std::fill_n(order, vocab, 0);
+    apply_penalties(logits, vocab, params, order);
+  }
   for (const int32_t id : params.banned) {
     if (is_id(id, vocab)) logits[id] = kGone;
   }
-  const bool greedy = params.temperature < 1e-6f;
-  int32_t best = 0;
-  bool nan = false;
-  for (int32_t i = 0; i < vocab; ++i) {
-    nan |= std::isnan(logits[i]);
-    if (logits[i] > logits[best]) best = i;
-  }
-  result.finite = !nan && std::isfinite(logits[best]);
-  result.token = result.finite ? best : 0;
+  const int64_t best = math.argmax(logits, vocab);
+  result.finite = best >= 0 && std::isfinite(logits[best]);
+  result.token = result.finite ? int32_t(best) : 0;
   if (!result.finite) return;
+  const bool greedy = params.temperature < 1e-6f;
   const bool report = params.want_logprob || params.top_logprobs > 0 || !params.token_ids_logprob.empty();
   if (greedy && !report) return;
-  if (!greedy) {
+  if (!greedy && params.temperature != 1.0f) {
     for (int32_t i = 0; i < vocab; ++i) logits[i] /= params.temperature;
   }
-  const float top = logits[best];
-  double sum = 0;
-  for (int32_t i = 0; i < vocab; ++i) {
-    order[i] = i;
-    sum += std::exp(double(logits[i]) - top);
-  }
-  if (!greedy) {
-    const int32_t kept = cut(logits, vocab, params, sum, order);
-    result.token = draw(logits, order, kept, uniform(params.seed, params.position));
-  }
-  if (report) report_logprobs(logits, vocab, params, std::log(sum) + top, order, result);
+  math.exp_below(logits, vocab, logits[best], weights);
+  const Row row{logits, weights, sum(weights, vocab), int32_t(best), vocab, order};
+  if (!greedy) result.token = choose(row, params);
+  if (report) report_logprobs(row, params, result);
 }
 
 void sample(const Context& ctx, device::TensorView logits, std::span<const SampleParams> params,
@@ -167,7 +217,8 @@ void sample(const Context& ctx, device::TensorView logits, std::span<const Sampl
   const int32_t vocab = int32_t(logits.dim(1));
   void* scratch = ctx.workspace->take(sample_scratch_bytes(vocab));
   for (size_t r = 0; r < params.size(); ++r) {
-    sample_row(logits.as<float>() + int64_t(r) * vocab, vocab, params[r], results[r], scratch);
+    sample_row({plain_argmax, plain_exp_below}, logits.as<float>() + int64_t(r) * vocab, vocab, params[r], results[r],
+               scratch);
   }
 }
 
