@@ -1,0 +1,95 @@
+#include "kv/transfers/link_wire.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+namespace tandem::kv {
+namespace {
+
+HelloFrame hello() {
+  return {.epoch = 0x1122334455667788,
+          .heartbeat_ms = 5000,
+          .region_base = 0x7f0000000000,
+          .region_bytes = 4096,
+          .secret = "open sesame",
+          .key = std::string("\x01\x00\x02", 3)};
+}
+
+TEST(LinkWire, HelloLiesOnTheWireAsTheProtocolSays) {
+  const std::string bytes = encode_link_frame(hello());
+  std::string expected("\x01TDMK\x01\x00\x88\x77\x66\x55\x44\x33\x22\x11\x88\x13\x00\x00", 19);
+  expected += std::string("\x00\x00\x00\x00\x00\x7f\x00\x00\x00\x10\x00\x00\x00\x00\x00\x00", 16);
+  expected += std::string("\x0b\x00open sesame\x03\x00\x01\x00\x02", 18);
+  EXPECT_EQ(bytes, expected);
+}
+
+TEST(LinkWire, FramesComeBackAsTheyWere) {
+  const auto greeting = decode_link_frame(encode_link_frame(hello()));
+  ASSERT_TRUE(greeting);
+  const auto& back = std::get<HelloFrame>(*greeting);
+  EXPECT_EQ(back.epoch, hello().epoch);
+  EXPECT_EQ(back.heartbeat_ms, hello().heartbeat_ms);
+  EXPECT_EQ(back.region_base, hello().region_base);
+  EXPECT_EQ(back.region_bytes, hello().region_bytes);
+  EXPECT_EQ(back.secret, hello().secret);
+  EXPECT_EQ(back.key, hello().key);
+  const std::string message = encode_link_frame(MessageFrame{70000, "begin"});
+  const auto first = decode_link_frame(message);
+  ASSERT_TRUE(first);
+  EXPECT_EQ(std::get<MessageFrame>(*first).total_bytes, 70000u);
+  EXPECT_EQ(std::get<MessageFrame>(*first).part, "begin");
+  const std::string next = encode_link_frame(ContinueFrame{"end"});
+  EXPECT_EQ(std::get<ContinueFrame>(*decode_link_frame(next)).part, "end");
+  EXPECT_EQ(std::get<HeartbeatFrame>(*decode_link_frame(encode_link_frame(HeartbeatFrame{9}))).epoch, 9u);
+  EXPECT_EQ(std::get<RefuseFrame>(*decode_link_frame(encode_link_frame(RefuseFrame{"why"}))).reason, "why");
+  EXPECT_EQ(std::get<ByeFrame>(*decode_link_frame(encode_link_frame(ByeFrame{"done"}))).reason, "done");
+}
+
+TEST(LinkWire, EveryCutAndEveryTailOfAFixedFrameIsCorrupt) {
+  for (const LinkFrame& frame : {LinkFrame(hello()), LinkFrame(RefuseFrame{"why"}), LinkFrame(HeartbeatFrame{9})}) {
+    const std::string bytes = encode_link_frame(frame);
+    for (size_t size = 0; size < bytes.size(); ++size) EXPECT_FALSE(decode_link_frame(bytes.substr(0, size))) << size;
+    EXPECT_FALSE(decode_link_frame(bytes + "x"));
+  }
+}
+
+TEST(LinkWire, AnotherMagicOrVersionIsRefusedByName) {
+  std::string bytes = encode_link_frame(hello());
+  bytes[5] = 2;
+  EXPECT_NE(decode_link_frame(bytes).error().message.find("wire version 1 wanted, 2 came"), std::string::npos);
+  bytes[1] = 'X';
+  EXPECT_NE(decode_link_frame(bytes).error().message.find("magic"), std::string::npos);
+}
+
+TEST(LinkWire, LengthsBeyondTheLimitsAreRefused) {
+  HelloFrame greedy = hello();
+  greedy.secret.assign(kMaxSecretBytes + 1, 's');
+  EXPECT_FALSE(decode_link_frame(encode_link_frame(greedy)));
+  const auto cut = decode_link_frame(encode_link_frame(RefuseFrame{std::string(100000, 'x')}));
+  EXPECT_EQ(std::get<RefuseFrame>(*cut).reason.size(), kMaxReasonBytes);
+}
+
+TEST(LinkWire, RandomBytesNeverCrash) {
+  std::mt19937 random(3);
+  const std::string good = encode_link_frame(hello());
+  for (int i = 0; i < 50000; ++i) {
+    std::string bytes = i % 2 == 0 ? good : std::string(random() % 80, '\0');
+    for (int k = 0; k < 3 && !bytes.empty(); ++k) bytes[random() % bytes.size()] = char(random());
+    if (!bytes.empty() && i % 2 != 0) bytes[0] = char(random() % 8);
+    static_cast<void>(decode_link_frame(bytes));
+  }
+}
+
+TEST(SameSecret, ComparesWholeStrings) {
+  EXPECT_TRUE(same_secret("abc", "abc"));
+  EXPECT_TRUE(same_secret("", ""));
+  EXPECT_FALSE(same_secret("abc", "abd"));
+  EXPECT_FALSE(same_secret("abc", "ab"));
+  EXPECT_FALSE(same_secret("abab", "ab"));
+  EXPECT_FALSE(same_secret("abc", ""));
+  EXPECT_FALSE(same_secret("", "abc"));
+}
+
+}  // namespace
+}  // namespace tandem::kv
