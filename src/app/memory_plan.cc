@@ -23,14 +23,9 @@ Result<MemoryPlan> plan_memory(const ResolvedConfig& config, int num_threads, in
   plan.available_bytes = available_bytes;
   plan.max_running_requests = engine.max_running_requests > 0 ? engine.max_running_requests : kDefaultRunning;
 
-  // Without chunking the first prompt of a batch may be as long as the context.
-  const int32_t step = engine.chunked_prefill_size > 0
-                           ? std::min(engine.chunked_prefill_size, engine.max_prefill_tokens)
-                           : std::max(engine.max_prefill_tokens, engine.context_length);
-  plan.limits.max_tokens = std::max(step, plan.max_running_requests);
-  plan.limits.max_sequences = plan.max_running_requests;
-  plan.limits.max_logit_rows = plan.max_running_requests;
-  plan.limits.max_context = engine.context_length;
+  engine::EngineConfig sized = engine;
+  sized.max_running_requests = plan.max_running_requests;
+  plan.limits = engine::forward_limits(sized);
 
   model::LoadOptions options;
   options.directory = config.model_directory;

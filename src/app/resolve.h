@@ -23,7 +23,6 @@ struct ResolvedConfig {
   int32_t max_dispatch_tokens_per_rank = 128;
   std::string ep_dispatch_algorithm;  // "" without redundant experts
   double mem_fraction_static = 0;     // 0: not given
-  bool fake_transfer = false;
   bool dummy_weights = false;
   kernels::Backend backend = kernels::Backend::kCpu;
   kernels::Isa isa = kernels::Isa::kAvx2;

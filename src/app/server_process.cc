@@ -1,0 +1,408 @@
+#include "app/server_process.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <random>
+#include <thread>
+
+#include "app/machine.h"
+#include "app/memory_plan.h"
+#include "app/signals.h"
+#include "base/log.h"
+#include "kv/transfer_thread.h"
+#include "net/http_server.h"
+#include "parallel/communicator.h"
+#include "server/server.h"
+
+namespace tandem::app {
+namespace {
+
+constexpr Duration kSignalPoll = std::chrono::milliseconds(50);
+constexpr Duration kVoteDeadline = std::chrono::seconds(60);
+constexpr Duration kWarmupDeadline = std::chrono::seconds(600);
+constexpr Duration kAbortGrace = std::chrono::milliseconds(500);  // for the answers of aborted requests to leave
+constexpr size_t kTransferQueue = 65536;
+
+uint64_t random_bits() {
+  std::random_device device;
+  return (uint64_t(device()) << 32) | device();
+}
+
+// Receives the answer to the warm-up request, which has no connection.
+class WarmupWriter final : public net::ResponseWriter {
+ public:
+  explicit WarmupWriter(std::function<void(int status, std::string body)> done) : done_(std::move(done)) {}
+  void send(net::HttpResponse response) override { done_(response.status, std::move(response.body)); }
+  void begin(int status, std::string, net::Headers) override { status_ = status; }
+  bool write(std::string bytes) override {
+    body_ += bytes;
+    return true;
+  }
+  void end() override { done_(status_, std::move(body_)); }
+  void on_closed(std::function<void()>) override {}
+  bool closed() const override { return false; }
+  size_t backlog() const override { return 0; }
+
+ private:
+  const std::function<void(int, std::string)> done_;
+  int status_ = 0;
+  std::string body_;
+};
+
+class ProcessImpl final : public ServerProcess {
+ public:
+  explicit ProcessImpl(ResolvedConfig config) : config_(std::move(config)) {}
+  ~ProcessImpl() override;
+
+  Status build();
+  int run() override;
+
+ private:
+  bool pd() const { return config_.engine.role != engine::Role::kCombined; }
+  Status load_texts();
+  Status load_weights(const MemoryPlan& plan);
+  Status open_kv_port();
+  Status build_engine();
+  Status build_server(const MemoryPlan& plan);
+  Status listen();
+  void warm_up();
+  void warmed_up(int status, const std::string& body);
+  void say_ready();
+  void watch();  // the loop's timer: signals, watchdog, drain
+  void begin_drain();
+  void watch_drain();
+
+  ResolvedConfig config_;
+  const SystemClock clock_;
+  profile::Metrics metrics_;
+  int num_threads_ = 1;
+  std::shared_ptr<const text::Tokenizer> tokenizer_;
+  std::optional<text::ChatTemplate> chat_template_;
+  model::GenerationDefaults generation_;
+  model::ForwardLimits limits_;
+  std::unique_ptr<model::Model> model_;
+  std::optional<kv::KvStorage> cache_;
+  std::optional<device::ThreadPool> sample_pool_;
+  std::optional<device::Workspace> sample_workspace_;
+  std::unique_ptr<parallel::Communicator> communicator_;
+  std::optional<kv::TransferPort> port_;
+  std::unique_ptr<kv::TransferThread> transfer_;
+  // Null until the engine is there; the transfer thread starts before it.
+  std::atomic<engine::Engine*> woken_{nullptr};
+  net::EventLoop loop_;
+  std::unique_ptr<server::Server> server_;
+  std::unique_ptr<engine::Engine> engine_;
+  std::unique_ptr<net::HttpServer> http_;
+  std::jthread engine_thread_;
+  // The loop's thread.
+  std::shared_ptr<net::EventLoop::Timer> timer_, warmup_timer_;
+  bool ready_ = false, draining_ = false, aborted_ = false;
+  TimePoint drain_deadline_{};
+  int exit_status_ = 0;
+};
+
+Status ProcessImpl::build() {
+  num_threads_ = config_.flags.has("num_threads") ? int(config_.flags.integer("num_threads")) : num_usable_cpus();
+  ASSIGN_OR_RETURN(MemoryPlan plan, plan_memory(config_, num_threads_, available_memory_bytes()));
+  for (const std::string& line : plan.lines) log::info("{}", line);
+  config_.engine.max_total_tokens = plan.max_total_tokens;
+  config_.engine.max_running_requests = plan.max_running_requests;
+  config_.engine.epoch = random_bits();
+  config_.engine.seed =
+      config_.flags.has("random_seed") ? uint64_t(config_.flags.integer("random_seed")) : random_bits();
+  config_.engine.log_forward_iters = config_.environment.log_forward_iters;
+  config_.engine.model_name = config_.served_model_name;
+  limits_ = plan.limits;
+  RETURN_IF_ERROR(load_texts());
+  RETURN_IF_ERROR(load_weights(plan));
+  if (pd()) RETURN_IF_ERROR(open_kv_port());
+  RETURN_IF_ERROR(build_server(plan));
+  RETURN_IF_ERROR(build_engine());
+  server_->start(*engine_);
+  return listen();
+}
+
+Status ProcessImpl::load_texts() {
+  ASSIGN_OR_RETURN(generation_, model::load_generation_defaults(config_.model_directory));
+  if (config_.flags.enabled("skip_tokenizer_init")) return Ok{};
+  ASSIGN_OR_RETURN(tokenizer_, text::Tokenizer::load(config_.tokenizer_directory + "/tokenizer.json"));
+  if (tokenizer_->vocab_size() > config_.model.vocab_size) {
+    return invalid_input(fmt::format("{}/tokenizer.json has {} ids, the model's vocabulary {}",
+                                     config_.tokenizer_directory, tokenizer_->vocab_size(), config_.model.vocab_size));
+  }
+  Result<text::ChatTemplate> chat = text::ChatTemplate::load(config_.tokenizer_directory);
+  if (chat) {
+    chat_template_ = std::move(*chat);
+  } else if (chat.error().code == ErrorCode::kNotFound) {
+    log::warning("{}: chat requests are refused", chat.error().message);
+  } else {
+    return chat.error();
+  }
+  return Ok{};
+}
+
+Status ProcessImpl::load_weights(const MemoryPlan& plan) {
+  log::info("Load weight begin. avail mem={:.2f} GB", double(plan.available_bytes) / 1e9);
+  const TimePoint begin = clock_.now();
+  model::LoadOptions options;
+  options.directory = config_.model_directory;
+  options.config_overrides = config_.flags.text("json_model_override_args");
+  options.dummy_weights = config_.dummy_weights;
+  options.seed = config_.flags.has("random_seed") ? uint64_t(config_.flags.integer("random_seed")) : 0;
+  options.backend = config_.backend;
+  options.isa = config_.isa;
+  options.num_threads = num_threads_;
+  options.limits = limits_;
+  options.progress = [this, begin, last = begin](double fraction) mutable {
+    if (clock_.now() - last < std::chrono::seconds(2)) return;
+    last = clock_.now();
+    log::info("Load weight {:.0f} % after {:.1f} s", fraction * 100, seconds(last - begin));
+  };
+  ASSIGN_OR_RETURN(model_, model::load_model(options));
+  log::info("Load weight end. type={}, dtype={}, avail mem={:.2f} GB, mem usage={:.2f} GB.", config_.model.architecture,
+            config_.model.fp8_blocks ? "fp8" : "bfloat16", double(available_memory_bytes()) / 1e9,
+            double(plan.weight_bytes) / 1e9);
+
+  kv::KvLayout layout;
+  layout.num_layers = config_.model.num_layers;
+  layout.row_width = config_.model.mla().row_width();
+  layout.dtype = config_.backend == kernels::Backend::kRef ? device::DType::kF32 : device::DType::kBF16;
+  layout.block_tokens = config_.engine.block_tokens;
+  layout.num_blocks = plan.max_total_tokens / config_.engine.block_tokens;
+  cache_.emplace(device::Device::kCpu, layout);
+  log::info("KV Cache is allocated. #tokens: {}, KV size: {:.2f} GB", plan.max_total_tokens,
+            double(layout.total_bytes()) / 1e9);
+  return Ok{};
+}
+
+Status ProcessImpl::open_kv_port() {
+  kv::TransferOptions options;
+  options.host = config_.flags.text("host");
+  options.listen = config_.engine.role == engine::Role::kPrefill;
+  options.port = options.listen ? config_.engine.default_bootstrap_port : uint16_t(0);
+  options.epoch = config_.engine.epoch;
+  options.heartbeat_interval = from_seconds(config_.environment.heartbeat_interval_s);
+  options.heartbeat_max_failures = int32_t(config_.environment.heartbeat_max_failures);
+  options.secret = config_.environment.kv_secret;
+  const std::string backend = config_.flags.text("disaggregation_transfer_backend");
+  if (backend != "fake") {
+    log::info("KV transfer backend: UCX{}", backend == "ucx" ? "" : fmt::format(" (for {})", backend));
+  }
+  std::span<std::byte> region(static_cast<std::byte*>(cache_->base()), size_t(cache_->layout().total_bytes()));
+  ASSIGN_OR_RETURN(std::unique_ptr<kv::KvTransfer> transfer, kv::make_ucx_transfer(options, region));
+  port_.emplace(kTransferQueue);
+  transfer_ = std::make_unique<kv::TransferThread>(std::move(transfer), *port_, clock_, [this] {
+    if (engine::Engine* engine = woken_.load()) engine->wake();
+  });
+  if (options.listen) log::info("KV port: {}", transfer_->address());
+  return Ok{};
+}
+
+Status ProcessImpl::build_engine() {
+  sample_pool_.emplace(1);
+  sample_workspace_.emplace(device::Device::kCpu, size_t(config_.model.vocab_size) * 64 + (1 << 20));
+  communicator_ = std::move(parallel::make_local_communicators(1, kVoteDeadline).front());
+  engine::EngineParts parts;
+  parts.clock = &clock_;
+  parts.model = model_.get();
+  parts.kernels.backend = config_.backend;
+  parts.kernels.isa = config_.isa;
+  parts.kernels.pool = &*sample_pool_;
+  parts.kernels.workspace = &*sample_workspace_;
+  parts.cache = &*cache_;
+  parts.transfer = port_ ? &*port_ : nullptr;
+  parts.communicator = communicator_.get();
+  parts.metrics = &metrics_;
+  ASSIGN_OR_RETURN(engine_, engine::Engine::create(config_.engine, parts, server_->engine_sink()));
+  woken_ = engine_.get();
+  return Ok{};
+}
+
+Status ProcessImpl::build_server(const MemoryPlan& plan) {
+  const FlagValues& flags = config_.flags;
+  server::ServerConfig server;
+  server.role = config_.engine.role;
+  server.model_path = config_.model_directory;
+  server.tokenizer_path = config_.tokenizer_directory;
+  server.served_model_name = config_.served_model_name;
+  server.model_type = config_.model.model_type;
+  server.architecture = config_.model.architecture;
+  server.version = TANDEM_VERSION;
+  if (flags.has("api_key")) server.api_key = flags.text("api_key");
+  server.context_length = config_.engine.context_length;
+  // Bounds of one request on one rank: SGLang's max_req_len and max_req_input_len.
+  server.max_req_input_len = std::min(config_.engine.context_length, plan.max_total_tokens) - 1 - 5;
+  server.vocab_size = config_.model.vocab_size;
+  server.eos_token_ids = generation_.eos_token_ids.empty() ? config_.model.eos_token_ids : generation_.eos_token_ids;
+  server.stream_interval = int32_t(flags.integer("stream_interval"));
+  server.stream_output = flags.enabled("stream_output");
+  if (flags.text("sampling_defaults") == "model") {
+    server.chat_defaults.temperature = generation_.temperature;
+    server.chat_defaults.top_p = generation_.top_p;
+    server.chat_defaults.min_p = generation_.min_p;
+    server.chat_defaults.repetition_penalty = generation_.repetition_penalty;
+    server.chat_defaults.top_k = generation_.top_k;
+  }
+  server.allow_auto_truncate = flags.enabled("allow_auto_truncate");
+  server.enable_metrics = flags.enabled("enable_metrics");
+  server.enable_cache_report = flags.enabled("enable_cache_report");
+  server.skip_tokenizer_init = flags.enabled("skip_tokenizer_init");
+  server.health_timeout = from_seconds(config_.environment.health_check_timeout_s);
+  server.server_args_json = json::dump(describe(config_));
+  server.max_total_num_tokens = plan.max_total_tokens;
+  server.weight_gb = double(plan.weight_bytes) / 1e9;
+  server.kvcache_gb = double(plan.kv_bytes) / 1e9;
+  server.seed = config_.engine.seed;
+  server::ServerParts parts;
+  parts.loop = &loop_;
+  parts.clock = &clock_;
+  parts.metrics = &metrics_;
+  parts.tokenizer = tokenizer_;
+  parts.chat_template = chat_template_;
+  ASSIGN_OR_RETURN(server_, server::Server::create(std::move(server), std::move(parts)));
+  return Ok{};
+}
+
+Status ProcessImpl::listen() {
+  net::HttpServerOptions options;
+  options.host = config_.flags.text("host");
+  options.port = uint16_t(config_.flags.integer("port"));
+  options.error_response = server::Server::error_response;
+  const char* level_field = config_.flags.has("log_level_http") ? "log_level_http" : "log_level";
+  const std::string level = config_.flags.text(level_field);
+  if (level == "debug" || level == "info") {
+    options.access_log = [](const net::HttpRequest& request, int status) {
+      log::info("INFO:     {} - \"{} {} HTTP/1.1\" {}", request.remote, request.method, request.path, status);
+    };
+  }
+  // Not ready before the warm-up request has been through the engine.
+  net::HttpHandler inner = server_->handler();
+  net::HttpHandler handler = [this, inner](net::HttpRequest request, std::shared_ptr<net::ResponseWriter> writer) {
+    if (!ready_ && (request.path == "/health" || request.path == "/health_generate")) {
+      net::HttpResponse starting;
+      starting.status = 503;
+      return writer->send(std::move(starting));
+    }
+    inner(std::move(request), std::move(writer));
+  };
+  ASSIGN_OR_RETURN(http_, net::HttpServer::listen(loop_, std::move(options), std::move(handler)));
+  return Ok{};
+}
+
+// As SGLang's: token ids, eight greedy tokens; with prefill and decode apart over the fake transfer.
+void ProcessImpl::warm_up() {
+  if (config_.flags.enabled("skip_server_warmup")) return say_ready();
+  if (pd()) log::info("Start of pd disaggregation warmup ...");
+  net::HttpRequest request;
+  request.method = "POST";
+  request.target = request.path = "/generate";
+  request.remote = "warm-up";
+  request.headers = {{"Content-Type", "application/json"}};
+  if (config_.flags.has("api_key")) {
+    request.headers.emplace_back("Authorization", "Bearer " + config_.flags.text("api_key"));
+  }
+  std::string body =
+      R"({"input_ids": [[0, 1, 2, 3]], "sampling_params": {"temperature": 0, "max_new_tokens": 8, "ignore_eos": true})";
+  if (pd()) body += R"(, "bootstrap_host": ["2.2.2.2"], "bootstrap_room": [0])";
+  body += "}";
+  request.body.reserve(body.size() + 64);
+  request.body += body;
+  warmup_timer_ = loop_.after(kWarmupDeadline, [this] { warmed_up(503, "no answer"); });
+  auto answered = [this](int status, std::string text) {
+    loop_.post([this, status, text = std::move(text)] { warmed_up(status, text); });
+  };
+  server_->handler()(std::move(request), std::make_shared<WarmupWriter>(answered));
+}
+
+void ProcessImpl::warmed_up(int status, const std::string& body) {
+  if (draining_ || ready_) return;
+  warmup_timer_.reset();
+  if (status != 200) {
+    log::error("the warm-up request got status {}: {}", status, body);
+    exit_status_ = 1;
+    return loop_.stop();
+  }
+  if (pd()) {
+    log::info("End of {} disaggregation mode warmup with status {}, resp: {}",
+              config_.flags.text("disaggregation_mode"), status, body);
+  }
+  say_ready();
+}
+
+void ProcessImpl::say_ready() {
+  ready_ = true;
+  log::info("The server is fired up and ready to roll!");
+}
+
+void ProcessImpl::watch() {
+  if (signals_seen() > 0 && !draining_) begin_drain();
+  if (draining_) watch_drain();
+  const double limit = config_.flags.number("watchdog_timeout");
+  if (seconds(clock_.now() - engine_->snapshot().last_progress) > limit) {
+    log::error("Watchdog timeout (self.watchdog_timeout={}): the engine made no progress", limit);
+    _exit(1);  // the engine thread is stuck, so there is nobody to join
+  }
+  timer_ = loop_.after(kSignalPoll, [this] { watch(); });
+}
+
+void ProcessImpl::begin_drain() {
+  log::info("draining: {} requests are running", server_->active_requests());
+  draining_ = true;
+  drain_deadline_ = clock_.now() + from_seconds(config_.flags.number("drain_timeout"));
+  server_->drain();
+  http_->drain();
+  engine_->submit(engine::DrainCommand{});
+}
+
+void ProcessImpl::watch_drain() {
+  const bool hurried = signals_seen() > 1 || clock_.now() > drain_deadline_;
+  if (server_->active_requests() == 0) return loop_.stop();
+  if (hurried && !aborted_) {
+    aborted_ = true;
+    log::warning("{} requests are aborted", server_->active_requests());
+    server_->abort_all("The server is shutting down.");
+    drain_deadline_ = clock_.now() + kAbortGrace;
+  } else if (hurried && clock_.now() > drain_deadline_) {
+    loop_.stop();
+  }
+}
+
+int ProcessImpl::run() {
+  const engine::EngineConfig& engine = config_.engine;
+  log::info(
+      "max_total_num_tokens={}, chunked_prefill_size={}, max_prefill_tokens={}, max_running_requests={}, "
+      "context_len={}, available_gpu_mem={:.2f} GB",
+      engine.max_total_tokens, engine.chunked_prefill_size > 0 ? engine.chunked_prefill_size : -1,
+      engine.max_prefill_tokens, engine.max_running_requests, engine.context_length,
+      double(available_memory_bytes()) / 1e9);
+  engine_thread_ = std::jthread([this](std::stop_token stop) { engine_->run(stop); });
+  loop_.post([this] {
+    watch();
+    warm_up();
+  });
+  loop_.run();
+  log::info("stopped");
+  return exit_status_;
+}
+
+ProcessImpl::~ProcessImpl() {
+  if (engine_thread_.joinable()) {
+    engine_thread_.request_stop();
+    engine_->wake();
+    engine_thread_.join();
+  }
+  woken_ = nullptr;
+  transfer_.reset();  // joins; its callback reads woken_
+}
+
+}  // namespace
+
+Result<std::unique_ptr<ServerProcess>> ServerProcess::start(ResolvedConfig config) {
+  auto process = std::make_unique<ProcessImpl>(std::move(config));
+  RETURN_IF_ERROR(process->build());
+  return std::unique_ptr<ServerProcess>(std::move(process));
+}
+
+}  // namespace tandem::app
