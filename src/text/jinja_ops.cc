@@ -46,10 +46,11 @@ std::string change_case(std::string text, bool upper) {
   return text;
 }
 
-Value split(std::string_view text, std::string_view separator) {
+// At most max_splits cuts; negative: no limit.
+Value split(std::string_view text, std::string_view separator, int64_t max_splits) {
   std::vector<Value> parts;
   for (size_t at = 0;;) {
-    size_t found = text.find(separator, at);
+    size_t found = max_splits-- == 0 ? text.npos : text.find(separator, at);
     parts.push_back(Value::text(std::string(text.substr(at, found == text.npos ? found : found - at))));
     if (found == text.npos) break;
     at = found + separator.size();
@@ -129,6 +130,9 @@ bool truthy(const Value& value) {
 }
 
 bool equal(const Value& a, const Value& b) {
+  // As in Python, true is 1.
+  if (a.get<bool>() && b.get<int64_t>()) return *a.get<bool>() == *b.get<int64_t>();
+  if (a.get<int64_t>() && b.get<bool>()) return equal(b, a);
   if (a.data.index() != b.data.index()) return false;
   if (auto* flag = a.get<bool>()) return *flag == *b.get<bool>();
   if (auto* number = a.get<int64_t>()) return *number == *b.get<int64_t>();
@@ -218,7 +222,12 @@ Result<Value> call_method(std::string_view name, const Value& self, std::span<co
   }
   auto* text = self.get<Text>();
   if (!text) return cannot(fmt::format(".{}()", name), self);
-  if (name == "split" && argument && !(*argument)->empty()) return split(**text, **argument);
+  if (name == "split" && (argument || args.size() == 2)) {
+    auto* separator = args[0].get<Text>();
+    auto* limit = args.size() == 2 ? args[1].get<int64_t>() : nullptr;
+    if (!separator || (*separator)->empty() || (args.size() == 2 && !limit)) return cannot(".split()", self, args[0]);
+    return split(**text, **separator, limit ? *limit : -1);
+  }
   if (name == "startswith" && argument) return Value((*text)->starts_with(**argument));
   if (name == "endswith" && argument) return Value((*text)->ends_with(**argument));
   if (args.empty() && (name == "upper" || name == "lower")) return Value::text(change_case(**text, name == "upper"));

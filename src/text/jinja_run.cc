@@ -10,8 +10,8 @@ namespace tandem::text::jinja {
 namespace {
 
 // Far beyond what a conversation needs; ends a template that multiplies loops or strings.
-constexpr int64_t kMaxSteps = 20'000'000;
-constexpr size_t kMaxBytes = size_t{2} << 30;
+constexpr int64_t kMaxSteps = 1'000'000;
+constexpr size_t kMaxBytes = size_t{256} << 20;
 
 bool is_namespace(const Value& value) {
   return value.get<Object>() && (*value.get<Object>())->contains("__namespace__");
@@ -45,7 +45,8 @@ class Runner {
 
   Status spend(size_t bytes) {
     bytes_ += bytes;
-    if (++steps_ > kMaxSteps || bytes_ > kMaxBytes) return invalid_input("the template does not end");
+    if (++steps_ > kMaxSteps) return invalid_input(fmt::format("rendering takes more than {} steps", kMaxSteps));
+    if (bytes_ > kMaxBytes) return invalid_input(fmt::format("rendering makes more than {} bytes", kMaxBytes));
     return Ok{};
   }
   Status output(std::string_view text) {
