@@ -18,7 +18,15 @@ void UcxReads::post(uint64_t read_id, PeerId peer, transport::EndpointId endpoin
   Read read;
   read.peer = peer;
   read.endpoint = endpoint;
-  read.ranges.assign(ranges.begin(), ranges.end());
+  for (const CopyRange& range : ranges) {  // neighbours on both sides travel as one
+    CopyRange* last = read.ranges.empty() ? nullptr : &read.ranges.back();
+    if (last != nullptr && last->remote_offset + last->bytes == range.remote_offset &&
+        last->local_offset + last->bytes == range.local_offset) {
+      last->bytes += range.bytes;
+    } else {
+      read.ranges.push_back(range);
+    }
+  }
   const bool added = reads_.emplace(read_id, std::move(read)).second;
   CHECK(added);  // read ids are unique
   lanes_[peer.value].waiting.push_back(read_id);
