@@ -53,8 +53,7 @@ class Bench {
     if (model_.empty()) {
       auto id = target_.model_id();
       // The native dialect names no model; the tokenizer may still be found elsewhere.
-      if (!id && (backend_.dialect != Dialect::kNative || id.error().code != ErrorCode::kInvalidInput))
-        return id.error();
+      if (!id && (backend_.dialect != Dialect::kNative || id.error().code != ErrorCode::kNotFound)) return id.error();
       if (id) model_ = *id;
     }
     tokenizer_ = parts_.tokenizer;
@@ -117,7 +116,7 @@ class Bench {
     const auto good =
         std::count_if(outcome.results.begin(), outcome.results.end(), [](const auto& r) { return r.success; });
     if (good == 0) {
-      return invalid_input(
+      return peer_lost(
           fmt::format("Warmup failed - please make sure benchmark arguments are correctly specified. "
                       "Error: {}",
                       outcome.results.front().error));

@@ -59,7 +59,7 @@ Result<std::string> Target::ask(const char* method, std::string_view path, Durat
   auto response = net::fetch(std::move(request), timeout);
   if (!response) return Error{response.error().code, fmt::format("{} {}: {}", method, path, response.error().message)};
   if (response->status != 200) {
-    return invalid_input(
+    return not_found(
         fmt::format("{} {}: HTTP {}: {}", method, path, response->status, describe_error_body(response->body)));
   }
   return std::move(response->body);
@@ -69,7 +69,7 @@ Result<std::string> Target::model_id() const {
   ASSIGN_OR_RETURN(std::string body, ask("GET", "/v1/models", kAskTimeout));
   ASSIGN_OR_RETURN(json::Document models, json::Document::parse(body, "GET /v1/models"));
   std::string_view id;
-  if (models.root()["data"].at(0)["id"].get(id)) return invalid_input("GET /v1/models: the answer has no data[0].id");
+  if (models.root()["data"].at(0)["id"].get(id)) return not_found("GET /v1/models: the answer has no data[0].id");
   return std::string(id);
 }
 
