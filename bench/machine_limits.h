@@ -70,7 +70,6 @@ __attribute__((target("avx512f,avx512bf16"))) inline float spin_avx512_bf16() {
   const __m512bh a = __m512bh(_mm512_set1_epi32(0x3f803f80)), b = __m512bh(_mm512_set1_epi32(0x3a803a80));
   for (int64_t i = 0; i < kFlopRounds; ++i) {
     for (__m512& sum : sums) sum = _mm512_dpbf16_ps(sum, a, b);
-    __asm__ volatile("" : "+v"(sums[0]));
   }
   float total = 0;
   for (const __m512& sum : sums) total += _mm512_cvtss_f32(sum);
@@ -82,7 +81,6 @@ __attribute__((target("avx2,fma"))) inline float spin_avx2() {
   const __m256 a = _mm256_set1_ps(1.0f), b = _mm256_set1_ps(1e-3f);
   for (int64_t i = 0; i < kFlopRounds; ++i) {
     for (__m256& sum : sums) sum = _mm256_fmadd_ps(a, b, sum);
-    __asm__ volatile("" : "+x"(sums[0]));
   }
   float total = 0;
   for (const __m256& sum : sums) total += _mm256_cvtss_f32(sum);

@@ -2,8 +2,8 @@
 // (tools/tiny-model/make_golden.py): no q_lora, softmax greedy and group-limited gates, yarn, tied embeddings ...
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
-#include <ostream>
 
 #include "tests/model/model_runner.h"
 
@@ -31,24 +31,24 @@ RunnerOptions golden_options(const std::string& name, kernels::Backend backend) 
   return options;
 }
 
-// Root mean square of the difference and of the logits themselves.
+// Over the positions: difference of the logits relative to their size, both root mean squares over the vocabulary.
 struct Deviation {
-  double difference = 0, largest = 0, size = 0;
+  double median = 0, largest = 0;
 };
 
 Deviation compare(const Golden& golden, const std::vector<float>& logits, size_t vocab) {
-  Deviation d;
-  double n = 0;
+  std::vector<double> relative;
   for (size_t i = 0; i < golden.positions.size(); ++i) {
-    for (size_t v = 0; v < vocab; ++v, ++n) {
+    double difference = 0, size = 0;
+    for (size_t v = 0; v < vocab; ++v) {
       const double wanted = golden.logits[i][v];
-      const double difference = logits[size_t(golden.positions[i]) * vocab + v] - wanted;
-      d.difference += difference * difference;
-      d.largest = std::max(d.largest, std::abs(difference));
-      d.size += wanted * wanted;
+      difference += std::pow(logits[size_t(golden.positions[i]) * vocab + v] - wanted, 2);
+      size += wanted * wanted;
     }
+    relative.push_back(std::sqrt(difference / size));
   }
-  return {std::sqrt(d.difference / n), d.largest, std::sqrt(d.size / n)};
+  std::sort(relative.begin(), relative.end());
+  return {relative[relative.size() / 2], relative.back()};
 }
 
 class GoldenLogits : public ::testing::TestWithParam<const char*> {};
@@ -62,7 +62,7 @@ TEST_P(GoldenLogits, RefPrefillMatches) {
   // Two chunks, so that yarn's and the cache's positions are used from both.
   const Deviation d =
       compare(golden, runner.prefill(sequence, golden.ids, 64, true), size_t(model->config().vocab_size));
-  EXPECT_LT(d.largest, 1e-3 * d.size);
+  EXPECT_LT(d.largest, 1e-3);
 }
 
 TEST_P(GoldenLogits, RefDecodeMatches) {
@@ -77,11 +77,11 @@ TEST_P(GoldenLogits, RefDecodeMatches) {
     logits.insert(logits.end(), row.begin(), row.end());
   }
   const Deviation d = compare(golden, logits, size_t(model->config().vocab_size));
-  EXPECT_LT(d.largest, 1e-3 * d.size);
+  EXPECT_LT(d.largest, 1e-3);
 }
 
-// bf16 inputs cost about 2^-9 per rounding, some tens of roundings deep; where two experts score alike the choice may
-// turn, so the mean is bounded, not the largest.
+// bf16 inputs cost 2^-9 at each of some tens of roundings. Where two experts score alike the choice may turn and the
+// position is lost, so the median is bounded, not the largest.
 TEST_P(GoldenLogits, CpuPrefillAndDecodeStayNear) {
   for (const kernels::Isa isa : {kernels::Isa::kAvx2, kernels::Isa::kAvx512, kernels::Isa::kAvx512Bf16}) {
     if (!kernels::cpu_supports(isa)) continue;
@@ -92,7 +92,7 @@ TEST_P(GoldenLogits, CpuPrefillAndDecodeStayNear) {
     const Golden golden = load_golden(GetParam());
     const size_t vocab = size_t(model->config().vocab_size);
     const Deviation prefill = compare(golden, runner.prefill(runner.add_sequence(128), golden.ids, 64, true), vocab);
-    EXPECT_LT(prefill.difference, 0.03 * prefill.size) << kernels::to_string(isa);
+    EXPECT_LT(prefill.median, 0.05) << kernels::to_string(isa);
     const int sequence = runner.add_sequence(128);
     std::vector<float> logits;
     for (int32_t id : golden.ids) {
@@ -100,7 +100,7 @@ TEST_P(GoldenLogits, CpuPrefillAndDecodeStayNear) {
       logits.insert(logits.end(), row.begin(), row.end());
     }
     const Deviation decode = compare(golden, logits, vocab);
-    EXPECT_LT(decode.difference, 0.03 * decode.size) << kernels::to_string(isa);
+    EXPECT_LT(decode.median, 0.05) << kernels::to_string(isa);
   }
 }
 
