@@ -45,7 +45,4 @@ std::vector<BackendRow> backends();
 std::unique_ptr<Backend> make_local_backend();
 std::unique_ptr<Backend> make_ucx_backend();
 
-// One round of an echo peer's life.
-void echo(KvTransfer& transfer, TimePoint now);
-
 }  // namespace tandem::kv

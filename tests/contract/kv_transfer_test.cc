@@ -11,21 +11,6 @@
 #include "tests/contract/kv_backend.h"
 
 namespace tandem::kv {
-
-void echo(KvTransfer& transfer, TimePoint now) {
-  std::vector<TransferEvent> events;
-  transfer.poll(now, events);
-  for (TransferEvent& event : events) {
-    auto* message = std::get_if<PeerMessage>(&event);
-    if (message == nullptr) continue;
-    if (message->bytes == "disconnect me") {
-      transfer.disconnect(message->peer);
-    } else {
-      transfer.send(message->peer, std::move(message->bytes));
-    }
-  }
-}
-
 namespace {
 
 using std::chrono::milliseconds;
@@ -41,7 +26,19 @@ class LocalPeer final : public EchoPeer {
     transfer_ = make_local_transfer(fabric_, options, memory_);
   }
   uint16_t port() const override { return port_of(transfer_->address()); }
-  void pump(TimePoint now) override { echo(*transfer_, now); }
+  void pump(TimePoint now) override {
+    std::vector<TransferEvent> events;
+    transfer_->poll(now, events);
+    for (TransferEvent& event : events) {
+      auto* message = std::get_if<PeerMessage>(&event);
+      if (message == nullptr) continue;
+      if (message->bytes == "disconnect me") {
+        transfer_->disconnect(message->peer);
+      } else {
+        transfer_->send(message->peer, std::move(message->bytes));
+      }
+    }
+  }
   void kill() override { fabric_->kill(transfer_->address()); }
   void freeze() override { fabric_->freeze(transfer_->address(), true); }
 

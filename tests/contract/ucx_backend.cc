@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "base/check.h"
+#include "kv/transfer_thread.h"
 #include "tests/contract/kv_backend.h"
 
 namespace tandem::kv {
@@ -81,11 +82,20 @@ int run_echo_peer(char** argv) {
   const std::string address = (*transfer)->address();
   std::printf("listening %s\n", address.substr(address.rfind(':') + 1).c_str());
   std::fflush(stdout);
+  // Echoes through its transfer thread, as a service would: it must not burn a core beside the test.
   const SystemClock clock;
+  TransferPort queues(4096);
+  const TransferThread thread(std::move(transfer).value(), queues, clock, nullptr);
   const TimePoint end = clock.now() + std::chrono::seconds(120);  // should nobody kill us
   while (clock.now() < end && getppid() != 1) {
-    echo(**transfer, clock.now());
-    usleep(50);
+    const auto report = queues.reports.pop(std::chrono::milliseconds(100));
+    const auto* message = report ? std::get_if<PeerMessage>(&*report) : nullptr;
+    if (message == nullptr) continue;
+    if (message->bytes == "disconnect me") {
+      queues.commands.push(DisconnectCommand{message->peer});
+    } else {
+      queues.commands.push(SendCommand{message->peer, message->bytes});
+    }
   }
   return 0;
 }
