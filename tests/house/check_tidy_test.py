@@ -59,7 +59,8 @@ class CheckTidy(unittest.TestCase):
         self.assertEqual(self.findings(), "tidy\n")
 
     def test_parameters_are_counted_not_commas(self):
-        self.write("src/base/a.cc", "void six(std::map<int, int> a, int b, int (*c)(int, int), int d, int e, int f) {}\n"
+        self.write("src/base/a.cc",
+                   "void six(std::map<int, int> a, int b, int (*c)(int, int), int d, int e, int f) {}\n"
                    "void seven(int a, int b, int c, int d, int e, int f, int g) {}\n")
         found = self.findings()
         self.assertIn("parameters src/base/a.cc seven: 7, at most 6", found)
