@@ -8,6 +8,7 @@ namespace tandem::loadgen {
 namespace {
 
 constexpr size_t kMaxErrorBody = 4096;
+constexpr size_t kMaxBody = size_t(256) << 20;  // of an answer that does not stream
 constexpr size_t kMaxErrorText = 300;
 
 std::string one_line(std::string_view text) {
@@ -53,6 +54,7 @@ void ResponseMeter::on_body(std::string_view bytes, TimePoint now, simdjson::dom
     return;
   }
   if (!expectation_.stream) {
+    if (body_.size() + bytes.size() > kMaxBody) return fail("the answer is too large");
     body_.append(bytes);
     result_.latency_s = since_start(now);
     return;

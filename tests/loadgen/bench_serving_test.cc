@@ -72,9 +72,9 @@ TEST(BenchServing, MeasuresAServersKnownGaps) {
             12 * int64_t(tiny_tokenizer()->encode(" the the the the the", false).size()));
   // Never faster than the script; a loaded machine may be slower.
   EXPECT_GE(r.ttft.median, 60);
-  EXPECT_LT(r.ttft.median, 1000);
+  EXPECT_LT(r.ttft.median, 5000);
   EXPECT_GE(r.itl.mean, 19);
-  EXPECT_LT(r.itl.mean, 300);
+  EXPECT_LT(r.itl.mean, 2000);
   EXPECT_GE(r.e2e.median, 140);
   EXPECT_GE(r.duration_s, 0.140);
   EXPECT_NEAR(r.accept_length.value_or(0), 1.0, 1e-9);
@@ -171,11 +171,11 @@ TEST(BenchServing, ASilentServerEndsAtTheTimeoutAndTheOthersCount) {
   });
   BenchConfig config = config_for(server);
   config.warmup_requests = 0;
-  config.request_timeout = std::chrono::milliseconds(400);
+  config.request_timeout = std::chrono::seconds(2);
   const Outcome done = run_bench(config);
   ASSERT_TRUE(done.report) << done.error;
   EXPECT_EQ(done.report->completed, 6);
-  EXPECT_NE(done.printed.find("6 x no complete answer within 0.4 s"), std::string::npos) << done.printed;
+  EXPECT_NE(done.printed.find("6 x no complete answer within 2.0 s"), std::string::npos) << done.printed;
   EXPECT_LT(done.report->duration_s, 30);
 }
 
