@@ -16,7 +16,8 @@ void send_status(const Writer& writer, int status) {
 void get_health(Core& core, net::HttpRequest, const Writer& writer) {
   if (!core.ready()) return send_status(writer, 503);
   engine::EngineSnapshot snapshot = core.port().engine()->snapshot();
-  bool progresses = core.clock().now() - snapshot.last_progress <= core.config().health_timeout;
+  bool has_run = snapshot.last_progress != TimePoint{};
+  bool progresses = has_run && core.clock().now() - snapshot.last_progress <= core.config().health_timeout;
   send_status(writer, progresses && !snapshot.draining ? 200 : 503);
 }
 
