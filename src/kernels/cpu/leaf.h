@@ -41,11 +41,11 @@ struct SoftmaxBlock {
   int64_t keys;           // rows, even
   const int32_t* limits;  // [32] keys visible to each column, may exceed keys or be <= 0
   bool masked;            // false: every column sees every key
-  float scale;
-  float* top;    // [32] running maximum, -inf at first
-  float* sum;    // [32]
-  float* decay;  // [32] out: exp(old maximum - new)
-  uint32_t* p;   // [keys / 2][32] out: pairs of probabilities
+  float factor;           // softmax scale times log2(e)
+  float* top;             // [32] running maximum of unscaled scores, -inf at first
+  float* sum;             // [32]
+  float* decay;           // [32] out: what earlier sums are worth now
+  uint32_t* p;            // [keys / 2][32] out: pairs of probabilities
 };
 
 struct Leaf {
@@ -86,17 +86,22 @@ struct Leaf {
   void (*softmax_block)(const SoftmaxBlock&);
   // acc[row][32] *= factor[32].
   void (*scale_columns)(float* acc, int64_t rows, const float* factor);
-  // out[row][16] = rows[row] . w[pair][16]: rows of pairs as they lie in the cache.
-  void (*dot_rows)(const uint32_t* const* rows, int64_t count, const uint32_t* w, int64_t pairs, float* out);
-  // acc[row][16] = acc * decay + sum over pairs of a[pair][row] . w[pair][16].
-  void (*tile16)(const uint32_t* a, int64_t a_stride, int64_t rows, const uint32_t* w, int64_t pairs,
-                 const float* decay, float* acc);
+
+  // For decode: heads as columns, 8 or 16 of them side by side.
+  // out[row][columns] = rows[row] . w[pair][columns]: rows of pairs as they lie in the cache.
+  void (*dot_rows)(const uint32_t* const* rows, int64_t count, const uint32_t* w, int64_t pairs, int64_t columns,
+                   float* out);
+  // As softmax_block; every column sees all keys, and an odd last key is paired with zero.
+  void (*softmax_heads)(float* scores, int64_t keys, int64_t columns, float factor, float* top, float* sum,
+                        float* decay, uint32_t* p);
+  // acc[row][columns] = acc * decay[columns] + sum over pairs of a[pair][row] . w[pair][columns].
+  void (*heads_tile)(const uint32_t* a, int64_t a_stride, int64_t rows, const uint32_t* w, int64_t pairs,
+                     int64_t columns, const float* decay, float* acc);
+  // acc[row][columns] = (fresh ? 0 : acc) + from[row][columns] * factor[columns].
+  void (*scale_add_heads)(const float* from, int64_t rows, int64_t columns, const float* factor, bool fresh,
+                          float* acc);
   // Two rows of bf16 -> words (low: first, high: second; second null: zero).
   void (*interleave)(const uint16_t* first, const uint16_t* second, int64_t width, uint32_t* out);
-  // As softmax_block for 16 columns that see all keys; an odd last key is paired with zero.
-  void (*softmax_block16)(float* scores, int64_t keys, float scale, float* top, float* sum, float* decay, uint32_t* p);
-  // acc[row][16] = (fresh ? 0 : acc) + from[row][16] * factor[16].
-  void (*scale_add16)(const float* from, int64_t rows, const float* factor, bool fresh, float* acc);
 };
 
 extern const Leaf kLeafAvx2;

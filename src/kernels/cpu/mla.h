@@ -9,6 +9,8 @@
 
 namespace tandem::kernels::cpu {
 
+inline constexpr float kLog2E = 1.44269504088896341f;
+
 // Lays arrays out one after another, 64-byte aligned; with a null base it only measures. One list serves both.
 class Carver {
  public:

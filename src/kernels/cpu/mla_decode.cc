@@ -115,6 +115,8 @@ class Decoder {
   };
 
   int64_t keys_of(int64_t b) const { return int64_t(sequences_[size_t(b)].prefix_len) + 1; }
+  // Eight heads or fewer: columns of eight, half the work.
+  int64_t columns() const { return shape_.num_heads <= 8 ? 8 : kHeads; }
   int64_t groups() const { return (shape_.num_heads + kHeads - 1) / kHeads; }
   char* scratch_of(int thread) const { return scratch_ + per_thread_ * size_t(thread); }
 
@@ -213,7 +215,7 @@ void Decoder::attend(const Split& split, int64_t index, int thread) const {
   Carver carver(scratch_of(thread));
   const Attend s(carver, shape_);
   const SequenceSpan& sequence = sequences_[size_t(split.sequence)];
-  const int64_t lora = shape_.kv_lora_rank, words = shape_.row_width() / 2;
+  const int64_t lora = shape_.kv_lora_rank, words = shape_.row_width() / 2, columns = this->columns();
   for (int64_t g = 0; g < groups(); ++g) {
     const int64_t first_head = g * kHeads, heads = std::min(kHeads, shape_.num_heads - first_head);
     const Partial partial = partial_at(index, g);
@@ -222,9 +224,9 @@ void Decoder::attend(const Split& split, int64_t index, int thread) const {
       const int64_t at = split.sequence * shape_.num_heads + first_head + h;
       from[h] = reinterpret_cast<const uint32_t*>(queries_ + at * shape_.row_width());
     }
-    if (heads < kHeads) std::memset(s.query, 0, size_t(words * kHeads) * sizeof(uint32_t));
-    leaf_.transpose(from, heads, words, s.query, kHeads);
-    std::fill_n(partial.out, lora * kHeads, 0.0f);
+    if (heads < columns) std::memset(s.query, 0, size_t(words * columns) * sizeof(uint32_t));
+    leaf_.transpose(from, heads, words, s.query, columns);
+    std::fill_n(partial.out, lora * columns, 0.0f);
     std::fill_n(partial.top, kHeads, -INFINITY);
     std::fill_n(partial.sum, kHeads, 0.0f);
     for (int64_t begin = split.begin; begin < split.end; begin += kKeyBlock) {
@@ -234,44 +236,46 @@ void Decoder::attend(const Split& split, int64_t index, int thread) const {
         rows[j] = reinterpret_cast<const uint32_t*>(cache_row(shape_, cache_, sequence, begin + j));
       }
       alignas(64) float decay[kHeads];
-      leaf_.dot_rows(rows, keys, s.query, words, s.scores);
-      leaf_.softmax_block16(s.scores, keys, shape_.softmax_scale, partial.top, partial.sum, decay, s.p);
+      leaf_.dot_rows(rows, keys, s.query, words, columns, s.scores);
+      leaf_.softmax_heads(s.scores, keys, columns, shape_.softmax_scale * kLog2E, partial.top, partial.sum, decay, s.p);
       for (int64_t j = 0; j < keys; j += 2) {
         const uint16_t* second = j + 1 < keys ? reinterpret_cast<const uint16_t*>(rows[j + 1]) : nullptr;
         leaf_.interleave(reinterpret_cast<const uint16_t*>(rows[j]), second, lora, s.values + j / 2 * lora);
       }
-      leaf_.tile16(s.values, lora, lora, s.p, (keys + 1) / 2, decay, partial.out);
+      leaf_.heads_tile(s.values, lora, lora, s.p, (keys + 1) / 2, columns, decay, partial.out);
     }
   }
 }
 
 // Splits in order of their keys, into the first one's place; then rows per head, rounded.
 void Decoder::combine_splits(int64_t b) const {
-  const int64_t lora = shape_.kv_lora_rank;
+  const int64_t lora = shape_.kv_lora_rank, columns = this->columns();
+  const float scale = shape_.softmax_scale * kLog2E;
   const int32_t begin = first_split_[b], end = first_split_[b + 1];
   for (int64_t g = 0; g < groups(); ++g) {
     const int64_t first_head = g * kHeads, heads = std::min(kHeads, shape_.num_heads - first_head);
     const Partial total = partial_at(begin, g);
     float top[kHeads], sums[kHeads];
     alignas(64) float factor[kHeads];
-    for (int64_t h = 0; h < kHeads; ++h) {
+    for (int64_t h = 0; h < columns; ++h) {
       top[h] = total.top[h];
       for (int32_t i = begin + 1; i < end; ++i) top[h] = std::max(top[h], partial_at(i, g).top[h]);
       float sum = 0;
-      for (int32_t i = begin; i < end; ++i) sum += std::exp(partial_at(i, g).top[h] - top[h]) * partial_at(i, g).sum[h];
+      for (int32_t i = begin; i < end; ++i)
+        sum += std::exp2((partial_at(i, g).top[h] - top[h]) * scale) * partial_at(i, g).sum[h];
       sums[h] = sum;
     }
     for (int32_t i = begin; i < end; ++i) {
       const Partial part = partial_at(i, g);
-      for (int64_t h = 0; h < kHeads; ++h) factor[h] = std::exp(part.top[h] - top[h]) / sums[h];
-      leaf_.scale_add16(part.out, lora, factor, i == begin, total.out);
+      for (int64_t h = 0; h < columns; ++h) factor[h] = std::exp2((part.top[h] - top[h]) * scale) / sums[h];
+      leaf_.scale_add_heads(part.out, lora, columns, factor, i == begin, total.out);
     }
     float* by_head = by_head_ + b * kHeads * lora;
     for (int64_t d = 0; d < lora; d += kHeads) {
       const uint32_t* from[kHeads];
       const int64_t rows = std::min(kHeads, lora - d);
-      for (int64_t i = 0; i < rows; ++i) from[i] = reinterpret_cast<const uint32_t*>(total.out) + (d + i) * kHeads;
-      leaf_.transpose(from, rows, kHeads, reinterpret_cast<uint32_t*>(by_head) + d, lora);
+      for (int64_t i = 0; i < rows; ++i) from[i] = reinterpret_cast<const uint32_t*>(total.out) + (d + i) * columns;
+      leaf_.transpose(from, rows, columns, reinterpret_cast<uint32_t*>(by_head) + d, lora);
     }
     for (int64_t h = 0; h < heads; ++h) {
       leaf_.narrow_row(by_head + h * lora, lora, latents_ + (b * shape_.num_heads + first_head + h) * lora);

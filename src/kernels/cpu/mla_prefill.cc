@@ -191,7 +191,7 @@ class HeadTask {
       args.acc = s_.scores + tile.row * kPanel;
       leaf_.tile(args);
     }
-    leaf_.softmax_block(SoftmaxBlock{s_.scores, keys, limits, block + keys - 1 > first, shape_.softmax_scale,
+    leaf_.softmax_block(SoftmaxBlock{s_.scores, keys, limits, block + keys - 1 > first, shape_.softmax_scale * kLog2E,
                                      s_.top + panel * kPanel, s_.sum + panel * kPanel, decay, s_.p});
     args.a_stride = shape_.v_dim;
     args.w = s_.p;
