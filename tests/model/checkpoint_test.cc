@@ -236,7 +236,7 @@ TEST(Checkpoint, UnalignedTensorsLoadAllTheSame) {
   ScratchCheckpoint checkpoint(data_path("golden/v3_moonlight_tied"));
   const std::string before = read_file(checkpoint / "model.safetensors");
   RunnerOptions options;
-  options.directory = (checkpoint.path()).string();
+  options.directory = checkpoint.path();
   options.max_context = options.max_tokens = 64;
   const std::vector<int32_t> ids{5, 6, 7, 8, 9};
   const auto logits = [&] {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <array>
 #include <cstring>
 #include <string>
 
@@ -15,14 +16,18 @@ using device::Buffer;
 using device::Device;
 using kernels::PackedWeight;
 
+// Read buffers of one thread, kept from job to job: fresh memory for each matrix costs more than filling it.
+using Scratch = std::array<SourceMatrix, 2>;
+using Job = std::function<void(Scratch&)>;
+
 class Packer {
  public:
   Packer(const ModelConfig& config, const WeightSource& source, const LoadOptions& options)
       : c_(config), source_(source), options_(options) {}
 
   // The jobs of one layer are independent; running them fills `w`, which must stay where it is meanwhile.
-  std::vector<std::function<void()>> layer_jobs(int32_t layer, DeepseekWeights& w) const {
-    std::vector<std::function<void()>> jobs;
+  std::vector<Job> layer_jobs(int32_t layer, DeepseekWeights& w) const {
+    std::vector<Job> jobs;
     const std::string prefix = fmt::format("model.layers.{}.", layer);
     AttentionWeights& attention = w.attention[size_t(layer)];
     MlpWeights& mlp = w.mlp[size_t(layer)];
@@ -38,27 +43,31 @@ class Packer {
     return jobs;
   }
 
-  std::vector<std::function<void()>> outer_jobs(DeepseekWeights& w) const {
+  std::vector<Job> outer_jobs(DeepseekWeights& w) const {
     w.final_norm = values("model.norm.weight");
-    std::vector<std::function<void()>> jobs;
-    jobs.push_back([this, &w] {
-      const SourceMatrix table = source_.matrix("model.embed_tokens.weight");
+    std::vector<Job> jobs;
+    jobs.push_back([this, &w](Scratch& scratch) {
+      SourceMatrix& table = scratch[0];
+      source_.read_matrix("model.embed_tokens.weight", table);
       w.embedding_dtype = table.raw.dtype;
       const size_t bytes = size_t(table.raw.rows * table.raw.cols) * size_of(table.raw.dtype);
       w.embedding = Buffer(Device::kCpu, bytes);
       std::memcpy(w.embedding.data(), table.raw.data, bytes);
     });
-    jobs.push_back(
-        [this, &w] { w.head = pack({c_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight"}); });
+    jobs.push_back([this, &w](Scratch& scratch) {
+      w.head = pack({c_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight"}, scratch);
+    });
     return jobs;
   }
 
  private:
-  PackedWeight pack(const std::vector<std::string>& names) const {
-    std::vector<SourceMatrix> matrices;
+  PackedWeight pack(const std::vector<std::string>& names, Scratch& scratch) const {
+    CHECK(names.size() <= scratch.size());
     std::vector<kernels::RawWeight> raw;
-    for (const std::string& name : names) matrices.push_back(source_.matrix(name));
-    for (const SourceMatrix& matrix : matrices) raw.push_back(matrix.raw);
+    for (size_t i = 0; i < names.size(); ++i) {
+      source_.read_matrix(names[i], scratch[i]);
+      raw.push_back(scratch[i].raw);
+    }
     return kernels::pack(options_.backend, options_.isa, raw);
   }
 
@@ -71,34 +80,33 @@ class Packer {
     return out;
   }
 
-  void add_attention_jobs(const std::string& prefix, AttentionWeights& w,
-                          std::vector<std::function<void()>>& jobs) const {
+  void add_attention_jobs(const std::string& prefix, AttentionWeights& w, std::vector<Job>& jobs) const {
     w.kv_a_norm = values(prefix + "kv_a_layernorm.weight");
     if (c_.q_lora_rank > 0) w.q_a_norm = values(prefix + "q_a_layernorm.weight");
-    jobs.push_back([this, prefix, &w] {
+    jobs.push_back([this, prefix, &w](Scratch& scratch) {
       std::vector<std::string> down;
       if (c_.q_lora_rank > 0) down.push_back(prefix + "q_a_proj.weight");
       down.push_back(prefix + "kv_a_proj_with_mqa.weight");
-      w.down = pack(down);
+      w.down = pack(down, scratch);
     });
-    jobs.push_back(
-        [this, prefix, &w] { w.q_up = pack({prefix + (c_.q_lora_rank > 0 ? "q_b_proj.weight" : "q_proj.weight")}); });
-    jobs.push_back([this, prefix, &w] {
-      const SourceMatrix up = source_.matrix(prefix + "kv_b_proj.weight");
-      w.kv_up = kernels::pack_kv_up(options_.backend, options_.isa, c_.mla(), up.raw);
+    jobs.push_back([this, prefix, &w](Scratch& scratch) {
+      w.q_up = pack({prefix + (c_.q_lora_rank > 0 ? "q_b_proj.weight" : "q_proj.weight")}, scratch);
     });
-    jobs.push_back([this, prefix, &w] { w.output = pack({prefix + "o_proj.weight"}); });
+    jobs.push_back([this, prefix, &w](Scratch& scratch) {
+      source_.read_matrix(prefix + "kv_b_proj.weight", scratch[0]);
+      w.kv_up = kernels::pack_kv_up(options_.backend, options_.isa, c_.mla(), scratch[0].raw);
+    });
+    jobs.push_back([this, prefix, &w](Scratch& scratch) { w.output = pack({prefix + "o_proj.weight"}, scratch); });
   }
 
-  void add_mlp_jobs(const std::string& prefix, kernels::ExpertWeights& w,
-                    std::vector<std::function<void()>>& jobs) const {
-    jobs.push_back([this, prefix, &w] {
-      w.gate_up = pack({prefix + "gate_proj.weight", prefix + "up_proj.weight"});
-      w.down = pack({prefix + "down_proj.weight"});
+  void add_mlp_jobs(const std::string& prefix, kernels::ExpertWeights& w, std::vector<Job>& jobs) const {
+    jobs.push_back([this, prefix, &w](Scratch& scratch) {
+      w.gate_up = pack({prefix + "gate_proj.weight", prefix + "up_proj.weight"}, scratch);
+      w.down = pack({prefix + "down_proj.weight"}, scratch);
     });
   }
 
-  void add_expert_jobs(const std::string& prefix, MlpWeights& w, std::vector<std::function<void()>>& jobs) const {
+  void add_expert_jobs(const std::string& prefix, MlpWeights& w, std::vector<Job>& jobs) const {
     w.router = values(prefix + "gate.weight");
     w.router.rows = c_.num_routed_experts;
     w.router.cols = c_.hidden_size;
@@ -129,8 +137,9 @@ DeepseekWeights pack_deepseek(const ModelConfig& config, const WeightSource& sou
   DeepseekWeights w;
   w.attention.resize(size_t(config.num_layers));
   w.mlp.resize(size_t(config.num_layers));
-  const auto run = [&pool](const std::vector<std::function<void()>>& jobs) {
-    pool.parallel_for(int64_t(jobs.size()), [&jobs](int64_t i, int) { jobs[size_t(i)](); });
+  std::vector<Scratch> scratch(size_t(pool.num_threads()));
+  const auto run = [&](const std::vector<Job>& jobs) {
+    pool.parallel_for(int64_t(jobs.size()), [&](int64_t i, int thread) { jobs[size_t(i)](scratch[size_t(thread)]); });
   };
   run(packer.outer_jobs(w));
   for (int32_t layer = 0; layer < config.num_layers; ++layer) {

@@ -189,47 +189,47 @@ const TensorSpec& WeightSource::spec(std::string_view name) const {
   return *found->second;
 }
 
-SourceMatrix WeightSource::matrix(std::string_view name) const {
+void WeightSource::read_matrix(std::string_view name, SourceMatrix& out) const {
   const TensorSpec& wanted = spec(name);
   CHECK(wanted.cols > 0);
-  SourceMatrix matrix = checkpoint_ ? stored_matrix(wanted) : invented_matrix(wanted);
-  matrix.raw.rows = wanted.rows;
-  matrix.raw.cols = matrix.raw.row_stride = wanted.cols;
-  if (matrix.raw.dtype == DType::kF8E4M3) {
-    matrix.raw.scale_inv = matrix.scales.data();
-    matrix.raw.scale_stride = wanted.scale_cols();
+  out.raw = {};
+  if (checkpoint_) {
+    read_stored(wanted, out);
+  } else {
+    invent(wanted, out);
   }
-  return matrix;
+  out.raw.rows = wanted.rows;
+  out.raw.cols = out.raw.row_stride = wanted.cols;
+  if (out.raw.dtype == DType::kF8E4M3) {
+    out.raw.scale_inv = out.scales.data();
+    out.raw.scale_stride = wanted.scale_cols();
+  }
 }
 
-SourceMatrix WeightSource::stored_matrix(const TensorSpec& spec) const {
+void WeightSource::read_stored(const TensorSpec& spec, SourceMatrix& out) const {
   const Checkpoint::Tensor& tensor = *checkpoint_->find(spec.name);
-  SourceMatrix matrix;
-  matrix.raw.dtype = *tensor.entry->dtype->type;
-  matrix.raw.data = tensor.data;
-  if (std::bit_cast<uintptr_t>(tensor.data) % size_of(matrix.raw.dtype) != 0) {
-    matrix.own.assign(tensor.data, tensor.data + tensor.bytes());
-    matrix.raw.data = matrix.own.data();
+  out.raw.dtype = *tensor.entry->dtype->type;
+  out.raw.data = tensor.data;
+  if (std::bit_cast<uintptr_t>(tensor.data) % size_of(out.raw.dtype) != 0) {
+    out.own.assign(tensor.data, tensor.data + tensor.bytes());
+    out.raw.data = out.own.data();
   }
-  if (matrix.raw.dtype == DType::kF8E4M3) matrix.scales = to_f32(*checkpoint_->find(scale_name(spec)));
-  return matrix;
+  if (out.raw.dtype == DType::kF8E4M3) out.scales = to_f32(*checkpoint_->find(scale_name(spec)));
 }
 
-SourceMatrix WeightSource::invented_matrix(const TensorSpec& spec) const {
-  SourceMatrix matrix;
-  matrix.raw.dtype = spec.is_fp8(fp8_blocks_) ? DType::kF8E4M3 : DType::kBF16;
-  matrix.own.resize(size_t(spec.num_elements()) * size_of(matrix.raw.dtype));
-  matrix.raw.data = matrix.own.data();
+void WeightSource::invent(const TensorSpec& spec, SourceMatrix& out) const {
+  out.raw.dtype = spec.is_fp8(fp8_blocks_) ? DType::kF8E4M3 : DType::kBF16;
+  out.own.resize(size_t(spec.num_elements()) * size_of(out.raw.dtype));
+  out.raw.data = out.own.data();
   // Deviation 1/sqrt(inputs): a product of unit activations has unit size again.
   const float deviation = 1.0f / std::sqrt(float(spec.cols));
-  if (matrix.raw.dtype == DType::kF8E4M3) {
-    dummy_->fill_fp8(spec.name, spec.num_elements(), matrix.own.data());
-    matrix.scales.assign(size_t(spec.scale_rows() * spec.scale_cols()), deviation * DummyWeights::fp8_scale());
+  if (out.raw.dtype == DType::kF8E4M3) {
+    dummy_->fill_fp8(spec.name, spec.num_elements(), out.own.data());
+    out.scales.assign(size_t(spec.scale_rows() * spec.scale_cols()), deviation * DummyWeights::fp8_scale());
   } else {
     dummy_->fill_bf16(spec.name, spec.num_elements(), int(std::lround(std::log2(deviation))),
-                      reinterpret_cast<uint16_t*>(matrix.own.data()));
+                      reinterpret_cast<uint16_t*>(out.own.data()));
   }
-  return matrix;
 }
 
 std::vector<float> WeightSource::values(std::string_view name) const {

@@ -20,7 +20,8 @@
 
 namespace tandem::model {
 
-// A matrix ready for kernels::pack. `raw` points into the checkpoint's mapping or into `own`.
+// A matrix ready for kernels::pack. `raw` points into the checkpoint's mapping or into `own`. Reading into the same one
+// again reuses its memory.
 struct SourceMatrix {
   kernels::RawWeight raw;
   std::vector<uint8_t> own;
@@ -43,8 +44,8 @@ class WeightSource {
                                               const ModelConfig& config);
   static WeightSource dummy(std::vector<TensorSpec> specs, const ModelConfig& config, uint64_t seed);
 
-  SourceMatrix matrix(std::string_view name) const;        // kProjection, kTable
-  std::vector<float> values(std::string_view name) const;  // kGain, kBias, kRouter: as f32
+  void read_matrix(std::string_view name, SourceMatrix& out) const;  // kProjection, kTable
+  std::vector<float> values(std::string_view name) const;            // kGain, kBias, kRouter: as f32
 
   const std::vector<TensorSpec>& specs() const { return specs_; }
   const UnusedTensors& unused() const { return unused_; }
@@ -59,8 +60,8 @@ class WeightSource {
   Status check_tensor(const TensorSpec& spec, const ModelConfig& config) const;
   Status check_scales(const TensorSpec& spec) const;
   void sort_out_unused(const ModelConfig& config);
-  SourceMatrix stored_matrix(const TensorSpec& spec) const;
-  SourceMatrix invented_matrix(const TensorSpec& spec) const;
+  void read_stored(const TensorSpec& spec, SourceMatrix& out) const;
+  void invent(const TensorSpec& spec, SourceMatrix& out) const;
 
   std::vector<TensorSpec> specs_;
   std::unordered_map<std::string_view, const TensorSpec*> by_name_;  // into specs_
