@@ -46,7 +46,7 @@ void detail_keys(json::Object& line, std::span<const RequestResult> results) {
   json::Array input_lens, output_lens, ttfts, itls, texts, errors;
   for (const RequestResult& r : results) {
     input_lens.push_back(r.input_len);
-    output_lens.push_back(r.output_len);
+    output_lens.push_back(r.success ? r.output_len : 0);
     ttfts.push_back(r.ttft_s.value_or(0));
     itls.push_back(json::Array(r.itls_s.begin(), r.itls_s.end()));
     texts.push_back(json::Value(r.generated_text));
