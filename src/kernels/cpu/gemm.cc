@@ -133,15 +133,20 @@ void linear(const Context& ctx, TensorView x, const PackedWeight& weight, Tensor
   char* scratch = fused || w.dtype == DType::kBF16
                       ? nullptr
                       : ctx.workspace->take_array<char>(kScratchBytes * size_t(ctx.pool->num_threads()));
-  const int64_t group = !fused ? 1 : panels >= 32 ? 4 : 2;
+  // Panels of a task, and of one product within it.
+  const int64_t threads = ctx.pool->num_threads(), once = fused ? kMaxPanels : 1;
+  const int64_t group = std::clamp<int64_t>(panels / (4 * threads), 1, kMaxPanels);
   const auto body = [&](int64_t i, int thread) {
-    const PanelRange range{&w, i * group, std::min(group, panels - i * group), 1};
     char* own = scratch == nullptr ? nullptr : scratch + kScratchBytes * size_t(thread);
-    multiply(leaf, range, tiles, own, [&](const RowTile& tile, const float* acc) {
-      for (int64_t p = 0; p < range.panels; ++p) {
-        put_tile(leaf, y, add, tile, (range.first + p) * kPanel, acc + p * tile.rows * kPanel);
-      }
-    });
+    const int64_t end = std::min(panels, (i + 1) * group);
+    for (int64_t panel = i * group; panel < end; panel += once) {
+      const PanelRange range{&w, panel, std::min(once, end - panel), 1, panel + once < end ? panel + once : -1};
+      multiply(leaf, range, tiles, own, [&](const RowTile& tile, const float* acc) {
+        for (int64_t p = 0; p < range.panels; ++p) {
+          put_tile(leaf, y, add, tile, (panel + p) * kPanel, acc + p * tile.rows * kPanel);
+        }
+      });
+    }
   };
   const int64_t tasks = (panels + group - 1) / group;
   if (x.dim(0) * w.n * w.k < kSerialWork) {

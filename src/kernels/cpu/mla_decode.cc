@@ -114,6 +114,11 @@ class Decoder {
     }
   };
 
+  // Rows lie wherever their blocks do, too short for the hardware to foresee.
+  void prefetch_row(const uint16_t* row) const {
+    constexpr int64_t kLine = 32;  // elements
+    for (int64_t i = 0; i < shape_.row_width(); i += kLine) __builtin_prefetch(row + i, 0, 2);
+  }
   int64_t keys_of(int64_t b) const { return int64_t(sequences_[size_t(b)].prefix_len) + 1; }
   // Eight heads or fewer: columns of eight, half the work.
   int64_t columns() const { return shape_.num_heads <= 8 ? 8 : kHeads; }
@@ -216,6 +221,7 @@ void Decoder::attend(const Split& split, int64_t index, int thread) const {
   const Attend s(carver, shape_);
   const SequenceSpan& sequence = sequences_[size_t(split.sequence)];
   const int64_t lora = shape_.kv_lora_rank, words = shape_.row_width() / 2, columns = this->columns();
+  for (int64_t p = split.begin; p < split.end; ++p) prefetch_row(cache_row(shape_, cache_, sequence, p));
   for (int64_t g = 0; g < groups(); ++g) {
     const int64_t first_head = g * kHeads, heads = std::min(kHeads, shape_.num_heads - first_head);
     const Partial partial = partial_at(index, g);

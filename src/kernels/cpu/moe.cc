@@ -69,40 +69,52 @@ void gather(const Context& ctx, const Leaf& leaf, const TensorView& x, const Slo
   for_rows(ctx, int64_t(plan.tiles.size()), int64_t(sort.row_token.size()) * width / int64_t(plan.tiles.size()), fill);
 }
 
+// Panels (or pairs of them) that a task takes in a row, so that it can fetch the next while it multiplies one.
+constexpr int64_t kRun = 4;
+
 // Gate and up panels of a slot side by side, so that their activation never leaves the core.
 void gate_up(const Context& ctx, const Leaf& leaf, std::span<const ExpertWeights* const> experts, int64_t width,
              const Plan& plan, uint32_t* inner, char* scratch) {
-  const int64_t panels = width / kPanel, pairs = width / 2;
-  ctx.pool->parallel_for(int64_t(plan.active.size()) * panels, [&](int64_t i, int thread) {
-    const Active& active = plan.active[size_t(i / panels)];
-    const int64_t panel = i % panels;
-    const PanelRange range{experts[size_t(active.slot)]->gate_up.impl(), panel, 2, panels};
+  const int64_t panels = width / kPanel, pairs = width / 2, runs = (panels + kRun - 1) / kRun;
+  ctx.pool->parallel_for(int64_t(plan.active.size()) * runs, [&](int64_t i, int thread) {
+    const Active& active = plan.active[size_t(i / runs)];
     const auto tiles = plan.tiles.subspan(size_t(active.first_tile), size_t(active.tiles));
-    multiply(leaf, range, tiles, scratch + kScratchBytes * size_t(thread), [&](const RowTile& tile, const float* acc) {
-      alignas(64) uint32_t words[kTileRows * kPanel / 2];
-      const uint32_t* from[kTileRows];
-      leaf.swiglu_tile(acc, acc + tile.rows * kPanel, tile.rows, words);
-      for (int64_t r = 0; r < tile.rows; ++r) from[r] = words + r * kPanel / 2;
-      leaf.transpose(from, tile.rows, kPanel / 2, inner + tile.row * pairs + panel * kPanel / 2 * tile.rows, tile.rows);
-    });
+    const int64_t end = std::min(panels, (i % runs + 1) * kRun);
+    for (int64_t panel = i % runs * kRun; panel < end; ++panel) {
+      const PanelRange range{experts[size_t(active.slot)]->gate_up.impl(), panel, 2, panels,
+                             panel + 1 < end ? panel + 1 : -1};
+      multiply(leaf, range, tiles, scratch + kScratchBytes * size_t(thread),
+               [&](const RowTile& tile, const float* acc) {
+                 alignas(64) uint32_t words[kTileRows * kPanel / 2];
+                 const uint32_t* from[kTileRows];
+                 leaf.swiglu_tile(acc, acc + tile.rows * kPanel, tile.rows, words);
+                 for (int64_t r = 0; r < tile.rows; ++r) from[r] = words + r * kPanel / 2;
+                 uint32_t* to = inner + tile.row * pairs + panel * kPanel / 2 * tile.rows;
+                 leaf.transpose(from, tile.rows, kPanel / 2, to, tile.rows);
+               });
+    }
   });
 }
 
 void down(const Context& ctx, const Leaf& leaf, std::span<const ExpertWeights* const> experts, const Plan& plan,
           const TensorView& y, char* scratch) {
-  const int64_t hidden = y.dim(1), panels = num_panels(hidden), groups = (panels + 1) / 2;
-  ctx.pool->parallel_for(int64_t(plan.active.size()) * groups, [&](int64_t i, int thread) {
-    const Active& active = plan.active[size_t(i / groups)];
-    const int64_t first = i % groups * 2;
-    const PanelRange range{experts[size_t(active.slot)]->down.impl(), first, std::min<int64_t>(2, panels - first), 1};
+  const int64_t hidden = y.dim(1), panels = num_panels(hidden), runs = (panels + kRun - 1) / kRun;
+  ctx.pool->parallel_for(int64_t(plan.active.size()) * runs, [&](int64_t i, int thread) {
+    const Active& active = plan.active[size_t(i / runs)];
     const auto tiles = plan.inner.subspan(size_t(active.first_tile), size_t(active.tiles));
-    multiply(leaf, range, tiles, scratch + kScratchBytes * size_t(thread), [&](const RowTile& tile, const float* acc) {
-      for (int64_t p = 0; p < range.panels; ++p) {
-        const int64_t column = (first + p) * kPanel;
-        leaf.store_f32(acc + p * tile.rows * kPanel, tile.rows, std::min(kPanel, hidden - column),
-                       y.as<float>() + tile.row * hidden + column, hidden);
-      }
-    });
+    const PackedWeight::Impl& w = *experts[size_t(active.slot)]->down.impl();
+    const int64_t once = is_fused(leaf, w, tiles) ? kRun : 1, end = std::min(panels, (i % runs + 1) * kRun);
+    for (int64_t panel = i % runs * kRun; panel < end; panel += once) {
+      const PanelRange range{&w, panel, std::min(once, end - panel), 1, panel + once < end ? panel + once : -1};
+      multiply(leaf, range, tiles, scratch + kScratchBytes * size_t(thread),
+               [&](const RowTile& tile, const float* acc) {
+                 for (int64_t p = 0; p < range.panels; ++p) {
+                   const int64_t column = (panel + p) * kPanel;
+                   leaf.store_f32(acc + p * tile.rows * kPanel, tile.rows, std::min(kPanel, hidden - column),
+                                  y.as<float>() + tile.row * hidden + column, hidden);
+                 }
+               });
+    }
   });
 }
 

@@ -61,6 +61,18 @@ void multiply_bf16(const Leaf& leaf, const PanelRange& range, std::span<const Ro
   }
 }
 
+// Asks for part `part` of `parts` of the next range's panels: widening reads each panel once and in a hurry, at the
+// pace of memory, so the bytes should be on their way while tiles are multiplied.
+void prefetch_next(const PanelRange& range, int64_t part, int64_t parts) {
+  constexpr int64_t kLine = 64;
+  if (range.next < 0) return;
+  const int64_t lines = panel_bytes(*range.w) / kLine, begin = lines * part / parts, end = lines * (part + 1) / parts;
+  for (int64_t p = 0; p < range.panels; ++p) {
+    const char* panel = panel_at(*range.w, range.next + p * range.step);
+    for (int64_t i = begin; i < end; ++i) __builtin_prefetch(panel + i * kLine, 0, 2);
+  }
+}
+
 // Segments [begin, return) fill at most kChunkPairs pairs (one segment at least: it has 64 pairs at most).
 int64_t chunk_end(const PackedWeight::Impl& w, int64_t begin, int64_t first_pair) {
   int64_t end = begin + 1;
@@ -85,7 +97,9 @@ void multiply_widened(const Leaf& leaf, const PanelRange& range, std::span<const
                  wide + p * kChunkPairs * kPanel);
     }
     float* acc = sums;
-    for (const RowTile& tile : tiles) {
+    for (size_t i = 0; i < tiles.size(); ++i) {
+      const RowTile& tile = tiles[i];
+      if (segment == 0) prefetch_next(range, int64_t(i), int64_t(tiles.size()));
       TileArgs args{};
       args.a = tile.a + first_pair * tile.rows;
       args.a_stride = tile.rows;

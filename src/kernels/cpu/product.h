@@ -38,6 +38,8 @@ inline constexpr size_t kScratchBytes =
 struct PanelRange {
   const PackedWeight::Impl* w = nullptr;
   int64_t first = 0, panels = 1, step = 1;
+  // First panel of the range that this thread multiplies next; its bytes are fetched meanwhile. -1: not known.
+  int64_t next = -1;
 };
 
 // Receives acc [panels][tile.rows][32] of each tile. Borrowed callable, as device::LoopBody.
