@@ -1,5 +1,5 @@
-// A generation request and its events as values: what every HTTP dialect is parsed into and formatted from, and what the
-// engine takes. No sockets, no text processing. Values; any thread.
+// A generation request and its events as values: what every HTTP dialect is parsed into and formatted from, and what
+// the engine takes. No sockets, no text processing. Values; any thread.
 #pragma once
 
 #include <cstdint>

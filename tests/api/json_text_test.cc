@@ -13,7 +13,7 @@
 namespace tandem::api {
 namespace {
 
-std::string quoted(std::string_view text) {
+std::string in_json(std::string_view text) {
   std::string out;
   append_json_string(out, text);
   return out;
@@ -26,14 +26,14 @@ std::string number(double value) {
 }
 
 TEST(JsonText, EscapesWhatJsonAsksFor) {
-  EXPECT_EQ(quoted(std::string("a\"\\\n\r\t\b\f\x01\x1f\0z", 12)), R"("a\"\\\n\r\t\b\f\u0001\u001f\u0000z")");
-  EXPECT_EQ(quoted("\xc3\xa9\xf0\x9f\xa6\x86"), "\"\xc3\xa9\xf0\x9f\xa6\x86\"");
+  EXPECT_EQ(in_json(std::string("a\"\\\n\r\t\b\f\x01\x1f\0z", 12)), R"("a\"\\\n\r\t\b\f\u0001\u001f\u0000z")");
+  EXPECT_EQ(in_json("\xc3\xa9\xf0\x9f\xa6\x86"), "\"\xc3\xa9\xf0\x9f\xa6\x86\"");
 }
 
 TEST(JsonText, BytesThatAreNotUtf8BecomeReplacementCharacters) {
-  EXPECT_EQ(quoted("a\xff"), "\"a\xef\xbf\xbd\"");
-  EXPECT_EQ(quoted("\xe2\x82"), "\"\xef\xbf\xbd\xef\xbf\xbd\"");
-  EXPECT_EQ(quoted("\xed\xa0\x80"), "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\"");
+  EXPECT_EQ(in_json("a\xff"), "\"a\xef\xbf\xbd\"");
+  EXPECT_EQ(in_json("\xe2\x82"), "\"\xef\xbf\xbd\xef\xbf\xbd\"");
+  EXPECT_EQ(in_json("\xed\xa0\x80"), "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\"");
 }
 
 TEST(JsonText, AnyBytesBecomeWhatAParserAccepts) {
@@ -43,8 +43,10 @@ TEST(JsonText, AnyBytesBecomeWhatAParserAccepts) {
     for (int i = 0; i < 40; ++i) bytes += static_cast<char>(random() % (round % 2 ? 256 : 0x30));
     simdjson::dom::parser parser;
     std::string_view back;
-    ASSERT_FALSE(parser.parse(quoted(bytes)).get_string().get(back));
-    if (simdjson::validate_utf8(bytes)) ASSERT_EQ(back, bytes);
+    ASSERT_FALSE(parser.parse(in_json(bytes)).get_string().get(back));
+    if (simdjson::validate_utf8(bytes)) {
+      ASSERT_EQ(back, bytes);
+    }
   }
 }
 

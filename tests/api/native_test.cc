@@ -69,7 +69,8 @@ TEST(ParseGenerate, NullsAndDefaultsOfEveryFieldAreAccepted) {
       "data_parallel_rank":null,"rid":null,"stream":null,"log_metrics":null,"return_logprob":null,
       "logprob_start_len":null,"top_logprobs_num":null,"token_ids_logprob":null,"bootstrap_host":null,
       "bootstrap_port":null,"bootstrap_room":null,"model":"m","parallel_batch":false,
-      "sampling_params":{"stop":null,"regex":null,"json_schema":null,"ebnf":null,"structural_tag":null,"custom_params":null,
+      "sampling_params":{"stop":null,"regex":null,"json_schema":null,"ebnf":null,"structural_tag":null,
+      "custom_params":null,
       "spaces_between_special_tokens":true,"n":1,"stop_regex":null,"logit_bias":null,"sampling_seed":null}})");
   parsed(R"({"text":"a","sampling_params":null})");
 }

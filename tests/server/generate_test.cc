@@ -165,9 +165,9 @@ TEST(Generate, LogprobsComeAsTriples) {
     event.logprobs = {out};
     sink(event);
   });
-  auto response = fixture.post(
-      "/generate",
-      R"({"input_ids":[5,6],"return_logprob":true,"logprob_start_len":0,"top_logprobs_num":2,"token_ids_logprob":[77]})");
+  auto response = fixture.post("/generate",
+                               R"({"input_ids":[5,6],"return_logprob":true,"logprob_start_len":0,"top_logprobs_num":2,
+          "token_ids_logprob":[77]})");
   EXPECT_EQ(at(response.body, "/meta_info/input_token_logprobs"), "[[null,5,null],[-2.0,6,null]]");
   EXPECT_EQ(at(response.body, "/meta_info/output_token_logprobs"), "[[-0.5,10,null]]");
   EXPECT_EQ(at(response.body, "/meta_info/output_top_logprobs"), "[[[-0.5,10,null],[-1.5,11,null]]]");

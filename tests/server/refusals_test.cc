@@ -22,13 +22,14 @@ const char* const kM = "/v1/chat/completions";
 
 std::string deep(int depth) { return std::string(depth, '[') + std::string(depth, ']'); }
 
-std::vector<BadBody> bad_bodies() {
-  auto sampling = [](const std::string& params) { return R"({"input_ids":[5],"sampling_params":{)" + params + "}}"; };
-  auto with = [](const std::string& field) { return R"({"input_ids":[5],)" + field + "}"; };
-  auto chat = [](const std::string& field) { return R"({"messages":[{"role":"user","content":"a"}],)" + field + "}"; };
-  constexpr Form v = Form::kValidation, n = Form::kNative, o = Form::kOpenAi;
+std::string sampling(const std::string& params) { return R"({"input_ids":[5],"sampling_params":{)" + params + "}}"; }
+std::string with(const std::string& field) { return R"({"input_ids":[5],)" + field + "}"; }
+std::string chat(const std::string& field) { return R"({"messages":[{"role":"user","content":"a"}],)" + field + "}"; }
+
+constexpr Form v = Form::kValidation, n = Form::kNative, o = Form::kOpenAi;
+
+std::vector<BadBody> broken_json() {
   return {
-      // Broken JSON.
       {kG, "", v, "body"},
       {kG, "   ", v, "body"},
       {kG, "{", v, "body"},
@@ -49,7 +50,11 @@ std::vector<BadBody> bad_bodies() {
       {kG, with(R"("unknown":)" + deep(300)), v, "nested deeper"},
       {kG, with(R"("sampling_params":{"temperature":NaN})"), v, "sampling_params"},
       {kG, with(R"("sampling_params":{"temperature":1e999})"), v, "sampling_params"},
-      // Wrong types.
+  };
+}
+
+std::vector<BadBody> wrong_types() {
+  return {
       {kG, R"({"text":5})", v, "text: wanted a string"},
       {kG, R"({"text":["a",5]})", v, "text: wanted a string, got a number"},
       {kG, R"({"input_ids":"abc"})", v, "input_ids"},
@@ -75,7 +80,12 @@ std::vector<BadBody> bad_bodies() {
       {kM, R"({"messages":[{"content":"a"}]})", v, "messages[0].role: is required"},
       {kM, R"({"messages":[{"role":"user","content":5}]})", v, "messages[0].content"},
       {kM, "{}", v, "messages: is required"},
-      // Understood, but not to be served.
+  };
+}
+
+// Understood, but not to be served.
+std::vector<BadBody> unservable() {
+  return {
       {kG, "{}", n, "Either text, input_ids or input_embeds should be provided."},
       {kG, R"({"input_ids":[]})", n, "input_ids cannot be empty."},
       {kG, R"({"input_ids":[[1],[]]})", n, "input_ids cannot be empty."},
@@ -132,7 +142,10 @@ std::string expected_shape(Form form) { return form == Form::kNative ? "/error/m
 TEST(Refusals, EveryBadBodyGetsItsStatusFormAndMessage) {
   Fixture fixture;
   fixture.engine().set_script(says({10}));
-  for (const BadBody& bad : bad_bodies()) {
+  std::vector<BadBody> all = broken_json();
+  for (BadBody& bad : wrong_types()) all.push_back(std::move(bad));
+  for (BadBody& bad : unservable()) all.push_back(std::move(bad));
+  for (const BadBody& bad : all) {
     SCOPED_TRACE(std::string(bad.path) + " " + bad.body.substr(0, 200));
     auto response = fixture.post(bad.path, bad.body);
     EXPECT_EQ(response.status, 400) << response.body;

@@ -16,7 +16,7 @@ namespace tandem::server::testing {
 
 using net::testing::eventually;
 using net::testing::RawClient;
-using namespace std::chrono_literals;
+using std::literals::chrono_literals::operator""s;
 
 inline std::shared_ptr<const text::Tokenizer> tiny_tokenizer() {
   static const auto tokenizer = [] {
