@@ -1,0 +1,106 @@
+"""kill -9 of either side: what ran ends with an error, all blocks come back, service resumes with the restarted side."""
+import contextlib
+import http.client
+import threading
+
+import harness
+from harness import REFERENCE, Case, Pair, Server, Stream, greedy, request, wait_until
+
+PROMPT = next(prompt for prompt in REFERENCE if prompt["name"] == "chat-capital")
+EXPECTED = PROMPT["greedy"][:8]  # "The capital of France is Paris." and end of sentence
+# A tenth of a second of prefill for each: some are in every stage when the side dies.
+PREFILLS = [prompt["ids"] for prompt in REFERENCE if len(prompt["ids"]) > 300]
+LOST_DEADLINE_S = 30
+RESUME_DEADLINE_S = 60
+
+
+class Crowd:
+    """Requests of all kinds at once; each must come to an end."""
+
+    def __init__(self, port, count=12):
+        self.ends = [None] * count
+        self.streaming = threading.Event()
+        self.threads = [threading.Thread(target=self.ask, args=(port, i)) for i in range(count)]
+        for thread in self.threads:
+            thread.start()
+
+    def ask(self, port, i):
+        body = {"input_ids": PREFILLS[i % len(PREFILLS)], "sampling_params": greedy(1000, ignore_eos=True)}
+        try:
+            if i % 2:
+                self.ends[i] = request(port, "POST", "/generate", body, deadline_s=LOST_DEADLINE_S * 2).status
+                return
+            with Stream(port, "/generate", {**body, "stream": True}, LOST_DEADLINE_S * 2) as stream:
+                if stream.status != 200:
+                    self.ends[i] = stream.status
+                    return
+                last = None
+                for last in stream:
+                    self.streaming.set()
+                self.ends[i] = f"{'done' if stream.done else 'cut'} with {last['error'] if 'error' in last else 'text'}"
+        except (OSError, http.client.HTTPException) as error:
+            self.ends[i] = f"{type(error).__name__}: {error}"
+
+    def join(self, deadline_s):
+        for thread in self.threads:
+            thread.join(deadline_s)
+        return self.ends
+
+
+class FaultsTest(Case):
+    @classmethod
+    def make(cls):
+        return Pair()
+
+    def answers_like_the_reference(self):
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            body = {"input_ids": PROMPT["ids"], "sampling_params": greedy(64)}
+            answer = request(self.port, "POST", "/generate", body, deadline_s=10)
+            return answer.status == 200 and answer.json()["output_ids"] == EXPECTED
+        return False
+
+    def kill_and_recover(self, victim, survivor, restart):
+        wait_until(self.answers_like_the_reference, RESUME_DEADLINE_S, "service before the fault")
+        crowd = Crowd(self.port)
+        self.assertTrue(crowd.streaming.wait(30), "a stream has begun")
+        victim.kill()
+        ends = crowd.join(LOST_DEADLINE_S)
+        self.assertTrue(all(end is not None for end in ends), f"every request ends: {ends}")
+        self.assertTrue(all("Timeout" not in str(end) for end in ends), ends)
+        print(f"ends after kill -9 of {victim.name}: {sorted(map(str, ends))}")
+        victim.log_file.close()
+        self.assertIsNone(survivor.child.poll(), f"{survivor.name} lives on")
+        wait_until(lambda: harness.idle_fault(survivor.state()) is None, LOST_DEADLINE_S,
+                   f"{survivor.name} has its blocks back")
+        restart()
+        self.deployment.wait_ready()
+        wait_until(self.answers_like_the_reference, RESUME_DEADLINE_S, "service with the restarted side")
+        self.wait_idle()
+
+    def test_prefill_dies(self):
+        pair = self.deployment
+        self.kill_and_recover(pair.prefill, pair.decode, pair.start_prefill)
+
+    def test_decode_dies(self):
+        pair = self.deployment
+        self.kill_and_recover(pair.decode, pair.prefill, pair.start_decode)
+
+    def test_router_dies(self):
+        pair = self.deployment
+        wait_until(self.answers_like_the_reference, RESUME_DEADLINE_S, "service before the fault")
+        crowd = Crowd(self.port)
+        self.assertTrue(crowd.streaming.wait(30), "a stream has begun")
+        pair.router.kill()
+        self.assertTrue(all(end is not None for end in crowd.join(LOST_DEADLINE_S)))
+        self.wait_idle(LOST_DEADLINE_S)  # both sides notice that nobody listens
+        pair.router = pair.front = Server("router", "router", pair.router.port, "--pd-disaggregation", "--prefill",
+                                          f"http://127.0.0.1:{pair.prefill_port}", pair.bootstrap_port, "--decode",
+                                          f"http://127.0.0.1:{pair.decode_port}", "--health-check-interval-secs", 1)
+        pair.wait_ready()
+        wait_until(self.answers_like_the_reference, RESUME_DEADLINE_S, "service with the restarted router")
+
+
+del Case
+
+if __name__ == "__main__":
+    harness.main()
