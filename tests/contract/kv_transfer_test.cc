@@ -63,11 +63,12 @@ class LocalBackend final : public Backend {
 
 class KvTransferContract : public testing::TestWithParam<BackendRow> {
  protected:
-  static TransferOptions peer_options() {
-    return {.listen = true, .epoch = 11, .heartbeat_interval = milliseconds(200), .heartbeat_max_failures = 3};
+  // Patient enough for a loaded machine under a sanitizer; the tests of heartbeats hurry.
+  static TransferOptions peer_options(Duration heartbeat = seconds(3), int32_t failures = 3) {
+    return {.listen = true, .epoch = 11, .heartbeat_interval = heartbeat, .heartbeat_max_failures = failures};
   }
-  static TransferOptions own_options() {
-    return {.epoch = 22, .heartbeat_interval = milliseconds(200), .heartbeat_max_failures = 3};
+  static TransferOptions own_options(Duration heartbeat = seconds(3), int32_t failures = 3) {
+    return {.epoch = 22, .heartbeat_interval = heartbeat, .heartbeat_max_failures = failures};
   }
 
   // Lets everybody work until done() or a deadline far beyond what is needed.
@@ -107,8 +108,9 @@ class KvTransferContract : public testing::TestWithParam<BackendRow> {
     return id;
   }
   // An echo peer and a connection to it.
-  PeerId start_and_connect() {
-    peer = backend->start_peer(peer_options());
+  PeerId start_and_connect(Duration heartbeat = seconds(3), int32_t failures = 3) {
+    peer = backend->start_peer(peer_options(heartbeat, failures));
+    transfer = backend->make(own_options(heartbeat, failures), memory);
     const PeerId id = connect_to(peer->port());
     EXPECT_EQ(count<PeerConnected>(events), 1);
     return id;
@@ -350,7 +352,7 @@ TEST_P(KvTransferContract, AKilledPeerIsLostAndItsReadsEndThenARestartOnTheSameP
 }
 
 TEST_P(KvTransferContract, AFrozenPeerIsLostByMissedHeartbeatsAndItsReadsEnd) {
-  const PeerId id = start_and_connect();
+  const PeerId id = start_and_connect(milliseconds(200), 3);
   peer->freeze();
   const CopyRange range{0, 0, 1 << 20};
   transfer->post_read(1, id, {&range, 1});
@@ -363,8 +365,8 @@ TEST_P(KvTransferContract, AFrozenPeerIsLostByMissedHeartbeatsAndItsReadsEnd) {
 }
 
 TEST_P(KvTransferContract, AQuietLinkLivesOnHeartbeats) {
-  const PeerId id = start_and_connect();
-  const TimePoint end = clock.now() + milliseconds(1500);  // seven intervals
+  const PeerId id = start_and_connect(milliseconds(100), 10);
+  const TimePoint end = clock.now() + milliseconds(1700);  // without them it would be lost after 1.1 s
   ASSERT_TRUE(pump_until([&] { return clock.now() > end; }));
   EXPECT_EQ(count<PeerLost>(events), 0);
   transfer->send(id, "still there");
