@@ -1,8 +1,8 @@
 include_guard(GLOBAL)
 
 # tandem_fuzz(NAME SOURCES... [ROOMS rooms...])
-# A fuzz target: SOURCES define LLVMFuzzerTestOneInput. With TANDEM_FUZZ (and clang) it links libFuzzer and the rooms are
-# instrumented; run it by hand: build/fuzz/tests/<folder>/NAME tests/data/corpus/NAME. Otherwise it replays its corpus
+# A fuzz target: SOURCES define LLVMFuzzerTestOneInput. With TANDEM_FUZZ (and clang) it links libFuzzer, and the rooms
+# are instrumented; run it by hand: build/fuzz/tests/<folder>/NAME tests/data/corpus/NAME. Otherwise it replays its corpus
 # and seeded mutations of it, as a CTest entry labelled fuzz and asan.
 function(tandem_fuzz name)
   cmake_parse_arguments(FUZZ "" "" "SOURCES;ROOMS" ${ARGN})
