@@ -46,8 +46,8 @@ class CheckTidy(unittest.TestCase):
 
     def test_long_functions_are_found_wherever_they_stand(self):
         self.write("src/base/a.cc", "namespace n {\nvoid free_one(int a) {\n" + self.body(70) +
-                   "struct S {\n  S(int a) : a_{a}, b_(2)\n  {\n" + self.body(71) + "  void fine() {\n" + self.body(68) +
-                   "};\n}\nconst int kTable[] = {\n" + "  1,\n" * 100 + "};\n")
+                   "struct S {\n  S(int a) : a_{a}, b_(2)\n  {\n" + self.body(71) + "  void fine() {\n" +
+                   self.body(68) + "};\n}\nconst int kTable[] = {\n" + "  1,\n" * 100 + "};\n")
         found = self.findings()
         self.assertIn("function src/base/a.cc free_one: 72, at most 70", found)
         self.assertIn("function src/base/a.cc S: 7", found)
