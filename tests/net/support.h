@@ -22,11 +22,10 @@
 
 namespace tandem::net::testing {
 
-using namespace std::chrono_literals;
 using Steady = std::chrono::steady_clock;
 
 // Waits for condition() without sleeping longer than a scheduler's turn.
-inline bool eventually(const std::function<bool()>& condition, Duration within = 10s) {
+inline bool eventually(const std::function<bool()>& condition, Duration within = std::chrono::seconds(10)) {
   const auto deadline = Steady::now() + within;
   while (!condition()) {
     if (Steady::now() > deadline) return false;
@@ -96,15 +95,15 @@ class RawClient {
     return true;
   }
   // One more piece; empty at the end of the connection or after `within`.
-  std::string hear_some(Duration within = 10s) {
+  std::string hear_some(Duration within = std::chrono::seconds(10)) {
     pollfd p{fd_, POLLIN, 0};
-    if (::poll(&p, 1, static_cast<int>(within / 1ms)) <= 0) return {};
+    if (::poll(&p, 1, static_cast<int>(within / std::chrono::milliseconds(1))) <= 0) return {};
     std::string bytes(64 << 10, '\0');
     ssize_t n = ::recv(fd_, bytes.data(), bytes.size(), 0);
     bytes.resize(n > 0 ? n : 0);
     return bytes;
   }
-  std::string hear_until(std::string_view ending, Duration within = 10s) {
+  std::string hear_until(std::string_view ending, Duration within = std::chrono::seconds(10)) {
     while (heard_.find(ending) == std::string::npos) {
       std::string more = hear_some(within);
       if (more.empty()) break;
@@ -116,7 +115,7 @@ class RawClient {
     heard_.erase(0, end);
     return said;
   }
-  std::string hear_all(Duration within = 10s) {
+  std::string hear_all(Duration within = std::chrono::seconds(10)) {
     std::string all = std::move(heard_);
     heard_.clear();
     for (std::string more = hear_some(within); !more.empty(); more = hear_some(within)) all += more;

@@ -15,7 +15,6 @@
 
 namespace tandem::router::testing {
 
-using namespace std::chrono_literals;
 using net::HttpRequest;
 using net::testing::eventually;
 using Writer = std::shared_ptr<net::ResponseWriter>;
@@ -96,9 +95,9 @@ inline FakeInstance::Serve answers(int status, std::string body) {
 inline RouterConfig quick_config() {
   RouterConfig config;
   config.policy.policy = Policy::kRoundRobin;
-  config.health.interval = 50ms;
-  config.health.recovery_interval = 10ms;
-  config.retry.initial_backoff = 1ms;
+  config.health.interval = std::chrono::milliseconds(50);
+  config.health.recovery_interval = std::chrono::milliseconds(10);
+  config.retry.initial_backoff = std::chrono::milliseconds(1);
   return config;
 }
 
@@ -135,7 +134,7 @@ class RouterThread : public net::testing::LoopThread {
     net::ClientRequest request{.method = std::move(method), .url = {"127.0.0.1", port(), std::move(path)}};
     request.headers = std::move(headers);
     if (!body.empty()) request.body = std::make_shared<const std::string>(std::move(body));
-    auto response = net::fetch(std::move(request), 20s);
+    auto response = net::fetch(std::move(request), std::chrono::seconds(20));
     EXPECT_TRUE(response.has_value()) << response.error().message;
     return response ? std::move(response).value() : net::HttpResponse{0, "", "", {}};
   }
