@@ -28,6 +28,7 @@ struct EndpointsTest : ::testing::Test {
     prefill.set(table({{"/get_server_info", R"({"tokenizer_path":"/m","disaggregation_mode":"prefill"})"},
                        {"/get_model_info", R"({"model_path":"/m"})"},
                        {"/model_info", R"({"model_path":"/m"})"},
+                       {"/generate", "{}"},
                        {"/v1/models", R"({"object":"list","data":[]})"},
                        {"/v1/models/tiny", R"({"id":"tiny"})"},
                        {"/tokenize", R"({"tokens":[1]})"},

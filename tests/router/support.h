@@ -55,6 +55,7 @@ class FakeInstance {
   }
   size_t count() { return requests().size(); }
   HttpRequest only() {
+    EXPECT_TRUE(eventually([&] { return count() > 0; }));
     auto all = requests();
     EXPECT_EQ(all.size(), 1u);
     return all.empty() ? HttpRequest{} : all.front();
