@@ -202,10 +202,14 @@ class Pair:
         self.prefill_port, self.bootstrap_port, self.decode_port = free_port(), free_port(), free_port()
         self.start_prefill()
         self.start_decode()
-        self.router = Server("router", "router", free_port(), "--pd-disaggregation", "--prefill",
+        self.start_router(free_port())
+
+    def start_router(self, port):
+        # Checks and the circuit breaker at the pace of a test: recovery shows in seconds, not in a minute.
+        self.router = Server("router", "router", port, "--pd-disaggregation", "--prefill",
                              f"http://127.0.0.1:{self.prefill_port}", self.bootstrap_port, "--decode",
                              f"http://127.0.0.1:{self.decode_port}", "--health-check-interval-secs", 1,
-                             "--worker-startup-check-interval", 1)
+                             "--worker-startup-check-interval", 1, "--cb-timeout-duration-secs", 2)
         self.front = self.router
 
     def start_prefill(self):

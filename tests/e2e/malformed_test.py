@@ -1,6 +1,7 @@
 """Requests that nobody should send: each gets its status and a message in JSON, and the server goes on answering."""
 import contextlib
 import json
+import pathlib
 import socket
 
 import harness
@@ -156,7 +157,7 @@ class LargeBodyTest(Case):
         return Combined()
 
     def peak_bytes(self):
-        status = open(f"/proc/{self.deployment.server.child.pid}/status").read()
+        status = pathlib.Path(f"/proc/{self.deployment.server.child.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
     def test_200_mb(self):

@@ -1,4 +1,5 @@
 """tandem up: comes up, serves, ends when asked and leaves nothing behind."""
+import pathlib
 import re
 import signal
 import socket
@@ -12,7 +13,7 @@ def descendants(pid):
     """Of a living process, its children's children included."""
     found = []
     try:
-        children = open(f"/proc/{pid}/task/{pid}/children").read().split()
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except FileNotFoundError:
         return found
     for child in children:
@@ -22,7 +23,7 @@ def descendants(pid):
 
 def alive(pid):
     try:
-        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
@@ -37,7 +38,7 @@ class UpTest(unittest.TestCase):
     def wait_url(self, process):
         def url():
             self.assertIsNone(process.child.poll(), process.log()[-3000:])
-            return re.search(r"http://127\.0\.0\.1:(\d+)", process.log())
+            return re.search(r"router +ready +http://127\.0\.0\.1:(\d+)", process.log())
 
         return int(wait_until(url, harness.START_DEADLINE_S, "the URL is printed")[1])
 
