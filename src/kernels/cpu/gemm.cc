@@ -129,7 +129,7 @@ void linear(const Context& ctx, TensorView x, const PackedWeight& weight, Tensor
   const device::WorkspaceScope scope(*ctx.workspace);
   const std::span<const RowTile> tiles = make_tiles(ctx, leaf, x);
   const int64_t panels = num_panels(w.n);
-  const bool fused = is_fused(leaf, w, tiles);
+  const bool fused = is_fused(w, tiles);
   char* scratch = fused || w.dtype == DType::kBF16
                       ? nullptr
                       : ctx.workspace->take_array<char>(kScratchBytes * size_t(ctx.pool->num_threads()));
@@ -140,7 +140,10 @@ void linear(const Context& ctx, TensorView x, const PackedWeight& weight, Tensor
     char* own = scratch == nullptr ? nullptr : scratch + kScratchBytes * size_t(thread);
     const int64_t end = std::min(panels, (i + 1) * group);
     for (int64_t panel = i * group; panel < end; panel += once) {
-      const PanelRange range{&w, panel, std::min(once, end - panel), 1, panel + once < end ? panel + once : -1};
+      PanelRange range{&w, panel, std::min(once, end - panel), 1, panel + once < end ? panel + once : -1};
+      const int64_t width = int64_t(size_of(y.dtype()));
+      range.out = y.as<char>() + panel * kPanel * width;
+      range.out_stride = w.n * width;
       multiply(leaf, range, tiles, own, [&](const RowTile& tile, const float* acc) {
         for (int64_t p = 0; p < range.panels; ++p) {
           put_tile(leaf, y, add, tile, (panel + p) * kPanel, acc + p * tile.rows * kPanel);

@@ -23,7 +23,7 @@ struct TileArgs {
   int64_t rows;              // 1..kTileRows
   const void* w;             // first panel
   int64_t w_panel_stride;    // bytes from panel to panel
-  int64_t panels;            // fused FP8 only: panels to compute; 1 for bf16
+  int64_t panels;            // tile_f8 only: panels to compute
   int64_t first_pair;        // of K, where a and w begin
   const int32_t* pair_ends;  // end of each segment, in pairs of K
   int64_t segments;
@@ -32,6 +32,7 @@ struct TileArgs {
   int64_t scale_width;  // 1: one scale for the panel's columns; 32: one each
   bool accumulate;      // with scales: acc holds earlier segments
   const float* decay;   // [32] without scales: acc = acc * decay + sum; null: acc = sum
+  uint32_t* wide;       // tile_f8 of one panel: widened pairs are left here for other tiles; null: not wanted
   float* acc;           // [panels][rows][32]
 };
 
@@ -51,9 +52,8 @@ struct SoftmaxBlock {
 struct Leaf {
   // bf16 panel (native, or widened FP8).
   void (*tile)(const TileArgs&);
-  // FP8 panels widened on the fly; rows <= fused_rows.
+  // FP8 panels, widened on the fly.
   void (*tile_f8)(const TileArgs&);
-  int64_t fused_rows;
   // 64 bytes of FP8 per pair -> 32 words of bf16 per pair.
   void (*widen)(const uint8_t* f8, int64_t pairs, uint32_t* out);
   // dst[j * dst_stride + i] = src[i][j] for i < rows, j < words.

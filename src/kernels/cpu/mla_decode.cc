@@ -184,7 +184,7 @@ void Decoder::multiply_rows(const PackedWeight::Impl& w, const Rows& rows, int t
     tile.a = packed;
   }
   const std::span<const RowTile> tiles(s.tiles, size_t(num_tiles(batch)));
-  const int64_t panels = num_panels(w.n), group = is_fused(leaf_, w, tiles) ? kMaxPanels : 1;
+  const int64_t panels = num_panels(w.n), group = is_fused(w, tiles) ? kMaxPanels : 1;
   for (int64_t panel = 0; panel < panels; panel += group) {
     const PanelRange range{&w, panel, std::min(group, panels - panel), 1};
     multiply(leaf_, range, tiles, s.product, [&](const RowTile& tile, const float* acc) {

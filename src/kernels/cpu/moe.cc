@@ -103,9 +103,11 @@ void down(const Context& ctx, const Leaf& leaf, std::span<const ExpertWeights* c
     const Active& active = plan.active[size_t(i / runs)];
     const auto tiles = plan.inner.subspan(size_t(active.first_tile), size_t(active.tiles));
     const PackedWeight::Impl& w = *experts[size_t(active.slot)]->down.impl();
-    const int64_t once = is_fused(leaf, w, tiles) ? kRun : 1, end = std::min(panels, (i % runs + 1) * kRun);
+    const int64_t once = is_fused(w, tiles) ? kRun : 1, end = std::min(panels, (i % runs + 1) * kRun);
     for (int64_t panel = i % runs * kRun; panel < end; panel += once) {
-      const PanelRange range{&w, panel, std::min(once, end - panel), 1, panel + once < end ? panel + once : -1};
+      PanelRange range{&w, panel, std::min(once, end - panel), 1, panel + once < end ? panel + once : -1};
+      range.out = reinterpret_cast<char*>(y.as<float>() + panel * kPanel);
+      range.out_stride = hidden * int64_t(sizeof(float));
       multiply(leaf, range, tiles, scratch + kScratchBytes * size_t(thread),
                [&](const RowTile& tile, const float* acc) {
                  for (int64_t p = 0; p < range.panels; ++p) {

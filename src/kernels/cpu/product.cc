@@ -73,6 +73,17 @@ void prefetch_next(const PanelRange& range, int64_t part, int64_t parts) {
   }
 }
 
+// Takes ownership of the lines that a tile will write: its rows lie a matrix row apart, and stores that miss one after
+// another would take as long as the tile itself.
+void prefetch_output(const PanelRange& range, const RowTile& tile) {
+  if (range.out == nullptr) return;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    char* row = range.out + (tile.row + r) * range.out_stride;
+    __builtin_prefetch(row, 1, 3);
+    __builtin_prefetch(row + 64, 1, 3);
+  }
+}
+
 // Segments [begin, return) fill at most kChunkPairs pairs (one segment at least: it has 64 pairs at most).
 int64_t chunk_end(const PackedWeight::Impl& w, int64_t begin, int64_t first_pair) {
   int64_t end = begin + 1;
@@ -80,7 +91,7 @@ int64_t chunk_end(const PackedWeight::Impl& w, int64_t begin, int64_t first_pair
   return end;
 }
 
-// FP8 panels are widened once per chunk of K and used by every tile of the batch.
+// FP8 panels are widened once per chunk of K, while the first tile is multiplied, and used by every tile of the batch.
 void multiply_widened(const Leaf& leaf, const PanelRange& range, std::span<const RowTile> tiles, void* scratch,
                       const TileSink& sink) {
   const PackedWeight::Impl& w = *range.w;
@@ -91,15 +102,11 @@ void multiply_widened(const Leaf& leaf, const PanelRange& range, std::span<const
   for (int64_t segment = 0; segment < w.num_segments();) {
     const int64_t end = chunk_end(w, segment, first_pair), last_pair = w.pair_ends[size_t(end) - 1];
     const bool whole = segment == 0 && end == w.num_segments();
-    for (int64_t p = 0; p < range.panels; ++p) {
-      const char* panel = panel_at(w, range.first + p * range.step);
-      leaf.widen(reinterpret_cast<const uint8_t*>(panel) + first_pair * 2 * kPanel, last_pair - first_pair,
-                 wide + p * kChunkPairs * kPanel);
-    }
     float* acc = sums;
     for (size_t i = 0; i < tiles.size(); ++i) {
       const RowTile& tile = tiles[i];
       if (segment == 0) prefetch_next(range, int64_t(i), int64_t(tiles.size()));
+      if (end == w.num_segments()) prefetch_output(range, tile);
       TileArgs args{};
       args.a = tile.a + first_pair * tile.rows;
       args.a_stride = tile.rows;
@@ -107,13 +114,22 @@ void multiply_widened(const Leaf& leaf, const PanelRange& range, std::span<const
       args.first_pair = first_pair;
       args.pair_ends = w.pair_ends.data() + segment;
       args.segments = end - segment;
+      args.panels = 1;
       args.scale_width = w.scale_width;
       args.accumulate = segment != 0;
       for (int64_t p = 0; p < range.panels; ++p) {
-        args.w = wide + p * kChunkPairs * kPanel;
-        args.scales = scales_at(w, range.first + p * range.step) + segment * w.scale_width;
+        const int64_t panel = range.first + p * range.step;
+        uint32_t* own = wide + p * kChunkPairs * kPanel;
+        args.scales = scales_at(w, panel) + segment * w.scale_width;
         args.acc = acc + p * tile.rows * kPanel;
-        leaf.tile(args);
+        if (i == 0) {
+          args.w = panel_at(w, panel) + first_pair * 2 * kPanel;
+          args.wide = own;
+          leaf.tile_f8(args);
+        } else {
+          args.w = own;
+          leaf.tile(args);
+        }
       }
       if (end == w.num_segments()) sink(tile, acc);
       if (!whole) acc += range.panels * tile.rows * kPanel;
@@ -155,13 +171,13 @@ void pack_tile(const Leaf& leaf, const uint16_t* const* rows, int64_t count, int
   }
 }
 
-bool is_fused(const Leaf& leaf, const PackedWeight::Impl& w, std::span<const RowTile> tiles) {
-  return w.dtype == DType::kF8E4M3 && tiles.size() == 1 && tiles[0].rows <= leaf.fused_rows;
+bool is_fused(const PackedWeight::Impl& w, std::span<const RowTile> tiles) {
+  return w.dtype == DType::kF8E4M3 && tiles.size() == 1;
 }
 
 void multiply(const Leaf& leaf, const PanelRange& range, std::span<const RowTile> tiles, void* scratch,
               const TileSink& sink) {
-  if (is_fused(leaf, *range.w, tiles)) return multiply_fused(leaf, range, tiles[0], sink);
+  if (is_fused(*range.w, tiles)) return multiply_fused(leaf, range, tiles[0], sink);
   if (range.w->dtype != DType::kF8E4M3) return multiply_bf16(leaf, range, tiles, sink);
   for (size_t i = 0; i < tiles.size(); i += kBatchTiles) {
     multiply_widened(leaf, range, tiles.subspan(i, std::min(size_t(kBatchTiles), tiles.size() - i)), scratch, sink);

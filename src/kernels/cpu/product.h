@@ -40,6 +40,9 @@ struct PanelRange {
   int64_t first = 0, panels = 1, step = 1;
   // First panel of the range that this thread multiplies next; its bytes are fetched meanwhile. -1: not known.
   int64_t next = -1;
+  // Where row 0's results of the first panel will go, two lines of them, and bytes from row to row. Null: not known.
+  char* out = nullptr;
+  int64_t out_stride = 0;
 };
 
 // Receives acc [panels][tile.rows][32] of each tile. Borrowed callable, as device::LoopBody.
@@ -58,7 +61,7 @@ class TileSink {
 };
 
 // True where FP8 is widened in registers: one pass over the weight serves all rows.
-bool is_fused(const Leaf& leaf, const PackedWeight::Impl& w, std::span<const RowTile> tiles);
+bool is_fused(const PackedWeight::Impl& w, std::span<const RowTile> tiles);
 void multiply(const Leaf& leaf, const PanelRange& range, std::span<const RowTile> tiles, void* scratch,
               const TileSink& sink);
 
