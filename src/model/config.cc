@@ -18,6 +18,7 @@ using kernels::GateScoring;
 
 constexpr Range kDimension{1, 1 << 20};
 constexpr Range kCount{0, 1 << 20};
+constexpr int32_t kMaxExpertsPerToken = 64;  // what the kernels' combine takes
 
 void read_shapes(ConfigReader& in, ModelConfig& c) {
   c.vocab_size = in.integer("vocab_size", {2, 1 << 24});
@@ -35,7 +36,11 @@ void read_shapes(ConfigReader& in, ModelConfig& c) {
   c.rms_norm_eps = in.number_or("rms_norm_eps", 1e-6f, 1e-12, 1e-1);
   c.max_position_embeddings = in.integer("max_position_embeddings", {1, 1 << 26});
   c.tie_word_embeddings = in.boolean_or("tie_word_embeddings", false);
-  if (c.rope_dim % 2 != 0) in.fail("qk_rope_head_dim", fmt::format("must be even, is {}", c.rope_dim));
+  // Rotary pairs; kernels read rows of the others as pairs of bf16.
+  for (const auto& [key, value] : {std::pair{"qk_rope_head_dim", c.rope_dim}, std::pair{"qk_nope_head_dim", c.nope_dim},
+                                   std::pair{"kv_lora_rank", c.kv_lora_rank}}) {
+    if (value % 2 != 0) in.fail(key, fmt::format("must be even, is {}", value));
+  }
   const int32_t kv_heads = in.integer_or("num_key_value_heads", c.num_heads, {1, 4096});
   if (kv_heads != c.num_heads) {
     in.fail("num_key_value_heads", fmt::format("must equal num_attention_heads {}, is {}", c.num_heads, kv_heads));
@@ -76,7 +81,7 @@ void read_experts(ConfigReader& in, const ArchitectureDefaults& defaults, ModelC
     return;
   }
   c.moe_intermediate_size = in.integer("moe_intermediate_size", kDimension);
-  g.top_k = in.integer("num_experts_per_tok", {1, c.num_routed_experts});
+  g.top_k = in.integer("num_experts_per_tok", {1, std::min(c.num_routed_experts, kMaxExpertsPerToken)});
   g.num_groups = in.integer_or("n_group", defaults.num_groups, {1, c.num_routed_experts});
   g.top_k_groups = in.integer_or("topk_group", std::min(defaults.top_k_groups, g.num_groups), {1, g.num_groups});
   g.normalize = in.boolean_or("norm_topk_prob", defaults.normalize);

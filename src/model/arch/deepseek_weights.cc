@@ -149,14 +149,15 @@ DeepseekWeights pack_deepseek(const ModelConfig& config, const WeightSource& sou
   return w;
 }
 
-int64_t deepseek_weight_bytes(const ModelConfig& config, kernels::Backend) {
+int64_t deepseek_weight_bytes(const ModelConfig& config, kernels::Backend backend) {
   int64_t bytes = 0;
   for (const TensorSpec& spec : deepseek_tensors(config)) {
     const bool as_f32 =
         spec.role == TensorRole::kGain || spec.role == TensorRole::kBias || spec.role == TensorRole::kRouter;
     const int64_t width = as_f32 ? 4 : spec.is_fp8(config.fp8_blocks) ? 1 : 2;
-    // One f32 scale per output and 128 inputs.
-    const int64_t scales = width == 1 ? spec.rows * spec.scale_cols() * 4 : 0;
+    // One f32 scale per 128 inputs, and per output (ref) or panel of 32 outputs (cpu).
+    const int64_t scale_rows = backend == kernels::Backend::kCpu ? (spec.rows + 31) / 32 : spec.rows;
+    const int64_t scales = width == 1 ? scale_rows * spec.scale_cols() * 4 : 0;
     const bool twice = spec.name.ends_with("kv_b_proj.weight");  // expanded for prefill, absorbed for decode
     bytes += (spec.num_elements() * width + scales) * (twice ? 2 : 1);
     if (config.tie_word_embeddings && spec.group == TensorGroup::kEmbedding) bytes += spec.num_elements() * width;
