@@ -74,6 +74,7 @@ class RankEngine final : public Engine {
   void handle(DrainCommand&) { draining_ = true; }
   bool step();
   void lose_group(const std::string& reason);
+  void end_everything(const std::string& reason, int32_t status_code);
   void run_batch();
   void sweep();
   void publish();
@@ -155,12 +156,18 @@ bool RankEngine::step() {
 
 // A rank of the group is gone: no step can run any more, so every request ends here and new ones are refused.
 void RankEngine::lose_group(const std::string& reason) {
-  if (lost_) return;
   lost_ = true;
   log::write(log::Level::kError, core_.config.log_scope, reason);
-  for (const BatchEntry& entry : batch_.entries()) core_.leave_step(*entry.request);
+  end_everything(reason, 500);
+}
+
+void RankEngine::end_everything(const std::string& reason, int32_t status_code) {
+  if (vote_posted_) {  // the batch waits for a decision; otherwise its requests may be gone
+    for (const BatchEntry& entry : batch_.entries()) core_.leave_step(*entry.request);
+  }
   batch_.start(model::Phase::kDecode);
-  core_.end_all(failed(reason, 500));
+  core_.end_all(failed(reason, status_code));
+  sweep();
 }
 
 void RankEngine::run_batch() {
@@ -209,7 +216,7 @@ void RankEngine::publish() {
   next.forward_steps = forward_steps_;
   next.last_progress = core_.now();
   next.running = load.running;
-  next.queued = load.queued + load.prealloc + load.transferring + load.retracted;
+  next.queued = int32_t(core_.num_requests()) - load.running - load.inflight;
   next.prealloc = load.prealloc;
   next.transferring = load.transferring;
   next.retracted = load.retracted;
@@ -244,6 +251,10 @@ void RankEngine::run(std::stop_token stop) {
     }
     if (std::optional<Command> command = commands_.pop(kIdleWait)) handle(std::move(*command));
   }
+  draining_ = true;
+  end_everything("The server is shutting down.", 503);
+  while (std::optional<Command> command = commands_.try_pop()) handle(std::move(*command));
+  publish();
 }
 
 }  // namespace

@@ -114,7 +114,7 @@ class Engine {
   // One turn of the loop: commands, transfer reports, deadlines, then at most one step. Returns whether it did
   // anything.
   virtual bool turn() = 0;
-  // turn() until stopped; waits when idle.
+  // turn() until stopped; waits when idle. At the end what is still there is answered with a 503 abort.
   virtual void run(std::stop_token stop) = 0;
 };
 

@@ -75,8 +75,7 @@ class ThreadedInstance {
     thread_ = std::jthread([this](std::stop_token stop) { engine->run(stop); });
   }
   ~ThreadedInstance() {
-    thread_.request_stop();
-    thread_.join();
+    stop();
     transfer_.reset();
     EXPECT_EQ(model_.faults, 0);
   }
@@ -89,6 +88,11 @@ class ThreadedInstance {
       std::this_thread::yield();
     }
     return false;
+  }
+
+  void stop() {
+    thread_.request_stop();
+    if (thread_.joinable()) thread_.join();
   }
 
   Inbox inbox;
@@ -129,6 +133,20 @@ TEST(EngineThreads, CombinedServesSubmitsFromManyThreads) {
     EXPECT_EQ(answer.tokens, expected_tokens(prompt_of(id, 12), 8, Rig::kVocab));
   }
   EXPECT_TRUE(instance.reaches_baseline());
+}
+
+TEST(EngineThreads, StopAnswersWhatIsStillThere) {
+  engine::EngineConfig config = small_config();
+  config.max_running_requests = 2;
+  ThreadedInstance instance(config, nullptr);
+  for (uint64_t id = 0; id < 50; ++id) {
+    instance.engine->submit(engine::SubmitCommand{greedy_request(id, prompt_of(id, 12), 100)});
+  }
+  ASSERT_TRUE(instance.inbox.wait_for(1));
+  instance.stop();
+  EXPECT_TRUE(instance.inbox.wait_for(50));
+  EXPECT_EQ(instance.engine->snapshot().leased_blocks, 0);
+  EXPECT_EQ(instance.engine->snapshot().queued, 0);
 }
 
 TEST(EngineThreads, PrefillAndDecodeOnTheirOwnThreadsServeTheSameTokens) {

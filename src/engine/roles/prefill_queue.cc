@@ -57,8 +57,11 @@ std::vector<size_t> PrefillQueue::order() {
   const bool orders_by_prefix = config.policy == SchedulePolicy::kLpm || config.policy == SchedulePolicy::kDfsWeight;
   const bool fcfs =
       config.policy == SchedulePolicy::kFcfs || (orders_by_prefix && (!core_.tree || waiting_.size() > kMaxOrdered));
+  if (fcfs) {
+    const size_t enough = std::min(waiting_.size(), size_t(config.max_running_requests));
+    return order_waiting(scheduler::WaitingOrder::kFcfs, std::vector<scheduler::WaitingRank>(enough), 0);
+  }
   std::vector<scheduler::WaitingRank> ranks(waiting_.size());
-  if (fcfs) return order_waiting(scheduler::WaitingOrder::kFcfs, ranks, 0);
   if (config.policy == SchedulePolicy::kDfsWeight) {
     std::vector<std::span<const int32_t>> prompts;
     for (const Request* request : waiting_) prompts.emplace_back(request->tokens);
@@ -95,7 +98,7 @@ void PrefillQueue::start(Request& request, Formed& formed) {
 PrefillQueue::Formed PrefillQueue::form(Batch& batch, int32_t free_slots, int64_t reserved_blocks) {
   Formed formed;
   batch.start(model::Phase::kPrefill);
-  if (!has_work()) return formed;
+  if (cut_ == nullptr && (waiting_.empty() || free_slots < 1)) return formed;
   const EngineConfig& config = core_.config;
   const model::ForwardLimits limits = forward_limits(config);
   // Only as many candidates as could fit are looked up.

@@ -29,6 +29,11 @@ void Reporter::prefill_formed(const PrefillFigures& figures, const LoadFigures& 
   prefilled_.add(figures.new_tokens);
   if (is_pd) core_.last_gen_throughput = line.input_throughput;
   log::write(log::Level::kInfo, core_.config.log_scope, prefill_line(line, load, is_pd));
+  if (core_.config.log_forward_iters) {
+    log::write(
+        log::Level::kInfo, core_.config.log_scope,
+        fmt::format("forward mode=extend new_sequences={} tokens={}", figures.new_sequences, figures.new_tokens));
+  }
   show(load, new_token_ratio);
 }
 
