@@ -59,6 +59,25 @@ TEST(ParseChat, TakesTextPartsAndTheNewerTokenName) {
   EXPECT_TRUE(call->include_usage);
 }
 
+// SGLang's router sends n bootstrap entries for a chat with n answers; one prompt has one room to begin with.
+TEST(ParseChat, TakesOneBootstrapEntryForEachOfItsAnswers) {
+  auto call = parse_chat(R"({"messages":[{"role":"user","content":"x"}],"n":2,"bootstrap_host":["h","h"],
+      "bootstrap_port":[8998,8998],"bootstrap_room":[41,77]})",
+                         {});
+  ASSERT_TRUE(call.has_value()) << call.error().message;
+  EXPECT_FALSE(call->refusal.has_value()) << call->refusal->message;
+  ASSERT_EQ(call->items.size(), 1u);
+  EXPECT_EQ(call->items[0].bootstrap.host, "h");
+  EXPECT_EQ(call->items[0].bootstrap.port, 8998);
+  EXPECT_EQ(call->items[0].bootstrap.room, 41u);
+  call = parse_chat(R"({"messages":[{"role":"user","content":"x"}],"n":2,"bootstrap_room":[1,2,3]})", {});
+  ASSERT_TRUE(call.has_value());
+  EXPECT_TRUE(call->refusal.has_value());
+  call = parse_completion(R"({"prompt":["a","b"],"n":2,"bootstrap_room":[1,2,3,4]})");
+  ASSERT_TRUE(call.has_value());
+  EXPECT_EQ(call->items[1].bootstrap.room, 3u);
+}
+
 OpenAiHead head_of(Dialect dialect) {
   OpenAiHead head;
   head.dialect = dialect;

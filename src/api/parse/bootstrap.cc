@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <limits>
 
 namespace tandem::api {
@@ -37,18 +38,22 @@ Result<bool> BootstrapFields::read(const std::string& key, Element value) {
 }
 
 void BootstrapFields::spread(Call& call) const {
-  size_t prompts = call.items.size();
+  size_t prompts = call.items.size(), n = static_cast<size_t>(std::max(1, call.n));
   auto wrong_length = [&](std::string_view name, size_t length) {
     call.refuse(fmt::format("The length of {} ({}) should be equal to the batch size ({}).", name, length, prompts));
   };
-  if (!fits(host, prompts)) return wrong_length("bootstrap_host", host.values.size());
-  if (!fits(port, prompts)) return wrong_length("bootstrap_port", port.values.size());
-  if (!fits(room, prompts)) return wrong_length("bootstrap_room", room.values.size());
+  if (!fits(host, prompts, n)) return wrong_length("bootstrap_host", host.values.size());
+  if (!fits(port, prompts, n)) return wrong_length("bootstrap_port", port.values.size());
+  if (!fits(room, prompts, n)) return wrong_length("bootstrap_room", room.values.size());
+  // Where item i's entries begin: both legs get the same lists, so both take the same ones.
+  auto at = [&](const auto& field, size_t i, auto fallback) {
+    return field.at(field.values.size() == prompts ? i : i * n, fallback);
+  };
   for (size_t i = 0; i < prompts; ++i) {
     BootstrapInfo& info = call.items[i].bootstrap;
-    info.host = host.at(i, "");
-    info.port = port.at(i, std::nullopt);
-    info.room = room.at(i, std::nullopt);
+    info.host = at(host, i, std::string());
+    info.port = at(port, i, std::optional<uint16_t>());
+    info.room = at(room, i, std::optional<uint64_t>());
     if (info.room && !room.is_list) info.room = (*info.room + i) & static_cast<uint64_t>(kMaxRoom);
   }
 }

@@ -16,14 +16,15 @@ struct BootstrapFields {
 
   // False: key is none of the three.
   Result<bool> read(const std::string& key, Element value);
-  // One for each item: a scalar room becomes room + i. Lists of another length are refused.
+  // One for each item: a scalar room becomes room + i. A list may also have one entry for each of call.n answers of an
+  // item, as SGLang's router sends it for chat; an item's first entry then stands for all. Other lengths are refused.
   void spread(Call& call) const;
 };
 
-// A list must have one entry for each prompt.
+// A list must have one entry for each prompt, or for each of its n answers.
 template <class T>
-bool fits(const OneOrMany<T>& field, size_t prompts) {
-  return !field.is_list || field.values.size() == prompts;
+bool fits(const OneOrMany<T>& field, size_t prompts, size_t n = 1) {
+  return !field.is_list || field.values.size() == prompts || field.values.size() == prompts * n;
 }
 
 }  // namespace tandem::api
