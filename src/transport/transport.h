@@ -53,7 +53,7 @@ struct GetFinished {  // one per accepted get(); from now on UCX does not touch 
 };
 using Event = std::variant<EndpointAccepted, EndpointFailed, MessageArrived, GetFinished>;
 
-inline constexpr size_t kMaxMessageBytes = 32 * 1024;  // one send; longer ones are the caller's to cut
+inline constexpr size_t kMaxMessageBytes = 60 * 1024;  // one send; longer ones are the caller's to cut
 inline constexpr size_t kMaxKeyBytes = 1024;
 
 // UCX's context with one registered memory region (may be empty). Outlives its workers.

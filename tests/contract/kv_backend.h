@@ -28,6 +28,9 @@ class EchoPeer {
   virtual void freeze() = 0;             // as SIGSTOP; kill() still works
 };
 
+// What a reader asks for, again and again, in one read; as much as it has memory.
+inline constexpr int64_t kReaderBytes = int64_t(1) << 20;
+
 // All instances of one backend object reach each other.
 class Backend {
  public:
@@ -35,6 +38,8 @@ class Backend {
   virtual std::unique_ptr<KvTransfer> make(const TransferOptions& options, std::span<std::byte> region) = 0;
   // port 0: any. Options come from peer_options().
   virtual std::unique_ptr<EchoPeer> start_peer(const TransferOptions& options) = 0;
+  // An instance that connects to `port`, says "reading" and reads from then on without end. port() is 0.
+  virtual std::unique_ptr<EchoPeer> start_reader(uint16_t port) = 0;
 };
 
 struct BackendRow {

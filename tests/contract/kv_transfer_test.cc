@@ -48,6 +48,34 @@ class LocalPeer final : public EchoPeer {
   std::unique_ptr<KvTransfer> transfer_;
 };
 
+class LocalReader final : public EchoPeer {
+ public:
+  LocalReader(std::shared_ptr<LocalFabric> fabric, uint16_t port) : fabric_(std::move(fabric)), target_(port) {
+    transfer_ = make_local_transfer(fabric_, {.epoch = 33}, memory_);
+  }
+  uint16_t port() const override { return 0; }
+  void pump(TimePoint now) override {
+    if (next_read_ == 0) peer_ = transfer_->connect("127.0.0.1", target_, now);
+    std::vector<TransferEvent> events;
+    transfer_->poll(now, events);
+    for (const TransferEvent& event : events) {
+      if (std::holds_alternative<PeerConnected>(event)) transfer_->send(peer_, "reading");
+    }
+    const CopyRange range{0, 0, kReaderBytes};
+    if (next_read_++ > 0) transfer_->post_read(next_read_, peer_, {&range, 1});
+  }
+  void kill() override { fabric_->kill(transfer_->address()); }
+  void freeze() override { fabric_->freeze(transfer_->address(), true); }
+
+ private:
+  std::shared_ptr<LocalFabric> fabric_;
+  const uint16_t target_;
+  std::vector<std::byte> memory_{size_t(kReaderBytes)};
+  std::unique_ptr<KvTransfer> transfer_;
+  PeerId peer_;
+  uint64_t next_read_ = 0;
+};
+
 class LocalBackend final : public Backend {
  public:
   std::unique_ptr<KvTransfer> make(const TransferOptions& options, std::span<std::byte> region) override {
@@ -55,6 +83,9 @@ class LocalBackend final : public Backend {
   }
   std::unique_ptr<EchoPeer> start_peer(const TransferOptions& options) override {
     return std::make_unique<LocalPeer>(fabric_, options);
+  }
+  std::unique_ptr<EchoPeer> start_reader(uint16_t port) override {
+    return std::make_unique<LocalReader>(fabric_, port);
   }
 
  private:
@@ -349,6 +380,38 @@ TEST_P(KvTransferContract, AKilledPeerIsLostAndItsReadsEndThenARestartOnTheSameP
   ASSERT_TRUE(wait_for<ReadFinished>());
   EXPECT_TRUE(nth<ReadFinished>(events).status);
   expect_pattern(range);
+}
+
+TEST_P(KvTransferContract, AReaderKilledWhileReadingIsLostAndTheNextIsServed) {
+  other = backend->make(peer_options(), other_memory);
+  const uint16_t port = port_of(other->address());
+  for (int round = 1; round <= 3; ++round) {
+    peer = backend->start_reader(port);
+    ASSERT_TRUE(pump_until([&] { return count<PeerMessage>(other_events) == round; }));
+    EXPECT_EQ(nth<PeerConnected>(other_events, round - 1).epoch, 33u);
+    for (int i = 0; i < 50; ++i) pump_until([&, first = true]() mutable { return !std::exchange(first, false); });
+    peer->kill();
+    ASSERT_TRUE(pump_until([&] { return count<PeerLost>(other_events) == round; }));
+    EXPECT_EQ(nth<PeerLost>(other_events, round - 1).peer, nth<PeerConnected>(other_events, round - 1).peer);
+  }
+}
+
+TEST_P(KvTransferContract, ConnectionsComeAndGo) {
+  other = backend->make(peer_options(), other_memory);
+  const uint16_t port = port_of(other->address());
+  const CopyRange range{0, 0, 1000};
+  for (int round = 1; round <= 40; ++round) {
+    const PeerId id = transfer->connect("127.0.0.1", port, clock.now());
+    transfer->send(id, "hello");
+    ASSERT_TRUE(pump_until([&] { return count<PeerConnected>(events) == round; }));
+    transfer->post_read(uint64_t(round), id, {&range, 1});
+    ASSERT_TRUE(wait_for<ReadFinished>(round));
+    EXPECT_TRUE(nth<ReadFinished>(events, round - 1).status);
+    transfer->disconnect(id);
+  }
+  ASSERT_TRUE(pump_until([&] { return count<PeerLost>(other_events) == 40; }));
+  EXPECT_EQ(count<PeerMessage>(other_events), 40);
+  EXPECT_EQ(count<PeerLost>(events), 0);
 }
 
 TEST_P(KvTransferContract, AFrozenPeerIsLostByMissedHeartbeatsAndItsReadsEnd) {

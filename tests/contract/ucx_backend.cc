@@ -15,17 +15,17 @@ namespace {
 
 class ProcessPeer final : public EchoPeer {
  public:
-  explicit ProcessPeer(const TransferOptions& options) {
+  // Runs this program with these arguments; it says "listening PORT" when it is ready.
+  explicit ProcessPeer(const std::vector<std::string>& arguments) {
     int ends[2];
     CHECK(pipe(ends) == 0);
-    const std::string port = std::to_string(options.port), epoch = std::to_string(options.epoch);
-    const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(options.heartbeat_interval).count();
-    const std::string heartbeat = std::to_string(ms);
+    std::vector<char*> argv;
+    for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+    argv.push_back(nullptr);
     pid_ = fork();
     if (pid_ == 0) {
       dup2(ends[1], STDOUT_FILENO);
-      execl("/proc/self/exe", "echo_peer", "--echo-peer", port.c_str(), epoch.c_str(), heartbeat.c_str(),
-            options.secret.c_str(), nullptr);
+      execv("/proc/self/exe", argv.data());
       _exit(127);
     }
     close(ends[1]);
@@ -62,7 +62,13 @@ class UcxBackend final : public Backend {
     return std::move(transfer).value();
   }
   std::unique_ptr<EchoPeer> start_peer(const TransferOptions& options) override {
-    return std::make_unique<ProcessPeer>(options);
+    const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(options.heartbeat_interval).count();
+    return std::make_unique<ProcessPeer>(std::vector<std::string>{"peer", "--echo-peer", std::to_string(options.port),
+                                                                  std::to_string(options.epoch), std::to_string(ms),
+                                                                  options.secret});
+  }
+  std::unique_ptr<EchoPeer> start_reader(uint16_t port) override {
+    return std::make_unique<ProcessPeer>(std::vector<std::string>{"peer", "--reader", std::to_string(port)});
   }
 };
 
@@ -100,6 +106,34 @@ int run_echo_peer(char** argv) {
   return 0;
 }
 
+int run_reader(char** argv) {
+  std::vector<std::byte> memory(static_cast<size_t>(kReaderBytes));
+  auto transfer = make_ucx_transfer({.epoch = 33}, memory);
+  CHECK(transfer);
+  std::printf("listening 0\n");
+  std::fflush(stdout);
+  const SystemClock clock;
+  TransferPort queues(4096);
+  const TransferThread thread(std::move(transfer).value(), queues, clock, nullptr);
+  queues.commands.push(ConnectCommand{1, "127.0.0.1", uint16_t(std::atoi(argv[2]))});
+  PeerId peer;
+  const TimePoint end = clock.now() + std::chrono::seconds(120);
+  for (uint64_t read_id = 1; clock.now() < end && getppid() != 1;) {
+    const auto report = queues.reports.pop(std::chrono::milliseconds(100));
+    if (!report) continue;
+    if (std::holds_alternative<PeerLost>(*report)) return 1;
+    const auto* connected = std::get_if<PeerConnected>(&*report);
+    if (connected != nullptr) {
+      peer = connected->peer;
+      queues.commands.push(SendCommand{peer, "reading"});
+    }
+    if (connected != nullptr || std::holds_alternative<ReadFinished>(*report)) {
+      queues.commands.push(ReadCommand{read_id++, peer, {{0, 0, kReaderBytes}}});
+    }
+  }
+  return 0;
+}
+
 }  // namespace
 
 std::unique_ptr<Backend> make_ucx_backend() { return std::make_unique<UcxBackend>(); }
@@ -109,6 +143,7 @@ std::vector<BackendRow> backends() { return {{"Local", make_local_backend}, {"Uc
 
 int main(int argc, char** argv) {
   if (argc == 6 && std::string_view(argv[1]) == "--echo-peer") return tandem::kv::run_echo_peer(argv);
+  if (argc == 3 && std::string_view(argv[1]) == "--reader") return tandem::kv::run_reader(argv);
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();
 }

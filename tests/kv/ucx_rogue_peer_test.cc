@@ -35,12 +35,7 @@ class RoguePeer : public testing::Test {
   }
   void send(const LinkFrame& frame) { worker->send(endpoint, encode_link_frame(frame)); }
   HelloFrame hello() const {
-    return {.epoch = 5,
-            .heartbeat_ms = 1000,
-            .region_base = reinterpret_cast<uint64_t>(rogue_memory.data()),
-            .region_bytes = rogue_memory.size(),
-            .secret = {},
-            .key = context->key()};
+    return {.epoch = 5, .heartbeat_ms = 1000, .region_bytes = rogue_memory.size(), .secret = {}};
   }
   // What the instance says before it hangs up.
   std::string refusal() {
@@ -135,11 +130,50 @@ TEST_F(RoguePeer, ASecondHelloLosesThePeer) {
   EXPECT_EQ(count<PeerLost>(), 1);
 }
 
-TEST_F(RoguePeer, ARegionWithoutAKeyIsRefused) {
-  HelloFrame keyless = hello();
-  keyless.key.clear();
-  send(keyless);
-  EXPECT_EQ(refusal(), "region and key do not fit");
+TEST_F(RoguePeer, AReadOutsideTheRegionLosesThePeerAndGetsNoBytes) {
+  const ReadRequestFrame::Part bad[] = {{4096, 1}, {4095, 2}, {0, 4097}, {UINT64_MAX, 2}, {0, 0}};
+  for (const ReadRequestFrame::Part& part : bad) {
+    events.clear();
+    arrived.clear();
+    endpoint = *worker->connect(*transport::resolve("127.0.0.1", port));
+    greet();
+    send(ReadRequestFrame{1, {{0, 1}, part}});
+    EXPECT_NE(refusal().find("from 4096 bytes"), std::string::npos);
+    EXPECT_EQ(count<PeerLost>(), 1);
+    for (const transport::Event& event : arrived) {
+      const auto* message = std::get_if<transport::MessageArrived>(&event);
+      if (message == nullptr) continue;
+      EXPECT_FALSE(std::holds_alternative<ReadDataFrame>(*decode_link_frame(message->bytes)));
+    }
+  }
+}
+
+TEST_F(RoguePeer, BytesThatNobodyAskedForLoseThePeer) {
+  greet();
+  send(ReadDataFrame{1, "here you are"});
+  EXPECT_EQ(refusal(), "bytes that nobody asked for");
+  EXPECT_EQ(count<PeerLost>(), 1);
+}
+
+TEST_F(RoguePeer, MoreBytesThanAskedForLoseThePeerAndWriteNothingBeyond) {
+  greet();
+  const PeerId id = std::get<PeerConnected>(events[0]).peer;
+  const CopyRange range{0, 100, 3};
+  transfer->post_read(1, id, {&range, 1});
+  const auto asked = [&]() -> std::optional<uint64_t> {
+    for (const transport::Event& event : arrived) {
+      const auto* message = std::get_if<transport::MessageArrived>(&event);
+      if (message == nullptr) continue;
+      const auto frame = decode_link_frame(message->bytes);
+      if (frame && std::holds_alternative<ReadRequestFrame>(*frame)) return std::get<ReadRequestFrame>(*frame).tag;
+    }
+    return std::nullopt;
+  };
+  ASSERT_TRUE(pump_until([&] { return asked().has_value(); }));
+  send(ReadDataFrame{*asked(), "four"});
+  EXPECT_EQ(refusal(), "bytes that nobody asked for");
+  EXPECT_EQ(count<ReadFinished>(), 1);
+  EXPECT_EQ(memory[103], std::byte(0));
 }
 
 TEST_F(RoguePeer, ACallerWhoNeverGreetsIsDroppedAfterTheDeadline) {

@@ -12,7 +12,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "the frames are written as they lie in memory");
 
-enum class FrameType : uint8_t { kHello = 1, kRefuse, kMessage, kContinue, kHeartbeat, kBye };
+enum class FrameType : uint8_t { kHello = 1, kRefuse, kMessage, kContinue, kHeartbeat, kBye, kReadRequest, kReadData };
 
 class Writer {
  public:
@@ -84,11 +84,22 @@ Result<LinkFrame> decode_hello(Reader& reader) {
   HelloFrame hello;
   hello.epoch = reader.number<uint64_t>();
   hello.heartbeat_ms = reader.number<uint32_t>();
-  hello.region_base = reader.number<uint64_t>();
   hello.region_bytes = reader.number<uint64_t>();
   hello.secret = reader.text16(kMaxSecretBytes);
-  hello.key = reader.text16(1024);
   return LinkFrame(std::move(hello));
+}
+
+Result<LinkFrame> decode_read_request(Reader& reader) {
+  ReadRequestFrame request;
+  request.tag = reader.number<uint64_t>();
+  const uint32_t count = reader.number<uint32_t>();
+  if (count == 0 || count > kMaxRequestParts) return corrupt(fmt::format("a read request of {} parts", count));
+  request.parts.resize(count);
+  for (ReadRequestFrame::Part& part : request.parts) {
+    part.offset = reader.number<uint64_t>();
+    part.bytes = reader.number<uint32_t>();
+  }
+  return LinkFrame(std::move(request));
 }
 
 struct Encode {
@@ -98,10 +109,8 @@ struct Encode {
     writer.number(kLinkVersion);
     writer.number(hello.epoch);
     writer.number(hello.heartbeat_ms);
-    writer.number(hello.region_base);
     writer.number(hello.region_bytes);
     writer.text16(hello.secret);
-    writer.text16(hello.key);
     return writer.take();
   }
   std::string operator()(const RefuseFrame& refuse) const { return with_reason(FrameType::kRefuse, refuse.reason); }
@@ -122,6 +131,22 @@ struct Encode {
     writer.number(heartbeat.epoch);
     return writer.take();
   }
+  std::string operator()(const ReadRequestFrame& request) const {
+    Writer writer(FrameType::kReadRequest);
+    writer.number(request.tag);
+    writer.number(uint32_t(request.parts.size()));
+    for (const ReadRequestFrame::Part& part : request.parts) {
+      writer.number(part.offset);
+      writer.number(part.bytes);
+    }
+    return writer.take();
+  }
+  std::string operator()(const ReadDataFrame& data) const {
+    Writer writer(FrameType::kReadData);
+    writer.number(data.tag);
+    writer.rest(data.bytes);
+    return writer.take();
+  }
   static std::string with_reason(FrameType type, std::string_view reason) {
     Writer writer(type);
     writer.text16(reason.substr(0, kMaxReasonBytes));
@@ -139,6 +164,11 @@ Result<LinkFrame> decode_body(FrameType type, Reader& reader) {
     case FrameType::kMessage: {
       const uint32_t total = reader.number<uint32_t>();
       return LinkFrame(MessageFrame{total, reader.rest()});
+    }
+    case FrameType::kReadRequest: return decode_read_request(reader);
+    case FrameType::kReadData: {
+      const uint64_t tag = reader.number<uint64_t>();
+      return LinkFrame(ReadDataFrame{tag, reader.rest()});
     }
   }
   return corrupt(fmt::format("frame type {}", int(type)));

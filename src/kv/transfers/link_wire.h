@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <variant>
+#include <vector>
 
 #include "base/result.h"
 
@@ -14,15 +15,15 @@ namespace tandem::kv {
 inline constexpr uint32_t kLinkMagic = 0x4b4d4454;  // "TDMK"
 inline constexpr uint16_t kLinkVersion = 1;
 inline constexpr size_t kMaxPeerMessageBytes = size_t(64) << 20;
+inline constexpr uint32_t kMaxRequestParts = 2048;             // of one read request
+inline constexpr int64_t kMaxRequestBytes = int64_t(1) << 20;  // asked for by one read request
 inline constexpr size_t kMaxSecretBytes = 256, kMaxReasonBytes = 512;
 
 struct HelloFrame {  // first in both directions; the listener answers the caller's
   uint64_t epoch = 0;
   uint32_t heartbeat_ms = 0;  // how often the sender will say something
-  uint64_t region_base = 0;   // address in the sender's memory, for get
-  uint64_t region_bytes = 0;
+  uint64_t region_bytes = 0;  // of the cache that the receiver may read
   std::string secret = {};
-  std::string key = {};  // the region's UCX key; empty with an empty region
 };
 struct RefuseFrame {  // what the receiver sent is not accepted; the receiver closes the connection
   std::string reason;
@@ -40,7 +41,20 @@ struct HeartbeatFrame {
 struct ByeFrame {  // disconnected on purpose; the receiver closes the connection
   std::string reason;
 };
-using LinkFrame = std::variant<HelloFrame, RefuseFrame, MessageFrame, ContinueFrame, HeartbeatFrame, ByeFrame>;
+struct ReadRequestFrame {  // asks for these parts of the receiver's region, one behind the other
+  struct Part {
+    uint64_t offset;
+    uint32_t bytes;
+  };
+  uint64_t tag = 0;  // the asker's
+  std::vector<Part> parts = {};
+};
+struct ReadDataFrame {  // the next bytes of the answer to the request with this tag
+  uint64_t tag;
+  std::string_view bytes;
+};
+using LinkFrame = std::variant<HelloFrame, RefuseFrame, MessageFrame, ContinueFrame, HeartbeatFrame, ByeFrame,
+                               ReadRequestFrame, ReadDataFrame>;
 
 // Views point into `bytes`. kCorrupt: unknown type, wrong length; kInvalidInput: another magic or wire version.
 Result<LinkFrame> decode_link_frame(std::string_view bytes);

@@ -53,7 +53,9 @@ class UcxTransfer final : public KvTransfer {
         context_(std::move(context)),
         worker_(std::move(worker)),
         address_(std::move(address)),
-        reads_(*worker_, context_->region()) {}
+        reads_(context_->region(), [this](PeerId peer, const ReadRequestFrame& request) {
+          if (const Link* link = find(peer)) send_frame(*link, request);
+        }) {}
 
   ~UcxTransfer() override {
     while (!links_.empty()) drop(links_.begin()->second, "closed", ByeFrame{"closed by peer"});
@@ -80,6 +82,7 @@ class UcxTransfer final : public KvTransfer {
   void on_bytes(Link& link, std::string_view bytes, TimePoint now);
   void on_hello(Link& link, const HelloFrame& hello, TimePoint now);
   void on_message_part(Link& link, std::string_view part);
+  void serve_read(Link& link, const ReadRequestFrame& request);
   std::optional<std::string> objection(const Link& link, const HelloFrame& hello) const;
   void send_frame(const Link& link, const LinkFrame& frame) { worker_->send(link.endpoint, encode_link_frame(frame)); }
   void send_message(Link& link, const std::string& bytes);
@@ -105,10 +108,8 @@ HelloFrame UcxTransfer::own_hello() const {
   hello.epoch = options_.epoch;
   hello.heartbeat_ms =
       uint32_t(std::chrono::duration_cast<std::chrono::milliseconds>(options_.heartbeat_interval).count());
-  hello.region_base = reinterpret_cast<uint64_t>(context_->region().data());
   hello.region_bytes = context_->region().size();
   hello.secret = options_.secret;
-  hello.key = context_->key();
   return hello;
 }
 
@@ -174,7 +175,7 @@ void UcxTransfer::post_read(uint64_t read_id, PeerId peer, std::span<const CopyR
   if (!checked) {
     reads_.refuse(read_id, checked.error());
   } else {
-    reads_.post(read_id, peer, link->endpoint, ranges);
+    reads_.post(read_id, peer, ranges);
   }
 }
 
@@ -209,22 +210,45 @@ void UcxTransfer::on_message_part(Link& link, std::string_view part) {
   }
 }
 
+// The bytes are taken as they are now. Whether they were the right ones is for the handover's confirmation to say.
+void UcxTransfer::serve_read(Link& link, const ReadRequestFrame& request) {
+  const std::span<const std::byte> region = context_->region();
+  size_t total = 0;
+  for (const ReadRequestFrame::Part& part : request.parts) {
+    const bool inside = part.bytes <= region.size() && part.offset <= region.size() - part.bytes;
+    total += part.bytes;
+    if (part.bytes == 0 || !inside || total > size_t(kMaxRequestBytes)) {
+      const std::string wrong =
+          fmt::format("a read of [{}, +{}) from {} bytes", part.offset, part.bytes, region.size());
+      return lose(link, wrong, RefuseFrame{wrong});
+    }
+  }
+  if (worker_->queued_bytes(link.endpoint) + total > kMaxQueuedBytes) return lose(link, "send queue full: reads");
+  std::string bytes;
+  for (const ReadRequestFrame::Part& part : request.parts) {
+    for (size_t at = 0; at < part.bytes;) {
+      const size_t step = std::min(part.bytes - at, kPartBytes - bytes.size());
+      bytes.append(reinterpret_cast<const char*>(region.data()) + part.offset + at, step);
+      at += step;
+      if (bytes.size() < kPartBytes) continue;
+      send_frame(link, ReadDataFrame{request.tag, bytes});
+      bytes.clear();
+    }
+  }
+  if (!bytes.empty()) send_frame(link, ReadDataFrame{request.tag, bytes});
+}
+
 // Why we do not talk to this peer, if so.
 std::optional<std::string> UcxTransfer::objection(const Link& link, const HelloFrame& hello) const {
   if (link.state != LinkState::kGreeting) return "a second hello";
   if (!options_.secret.empty() && !same_secret(options_.secret, hello.secret)) return "the secret differs";
   if (hello.region_bytes > uint64_t(INT64_MAX)) return fmt::format("a region of {} bytes", hello.region_bytes);
-  if ((hello.region_bytes == 0) != hello.key.empty()) return "region and key do not fit";
   if (hello.heartbeat_ms > kMaxHeartbeatMs) return fmt::format("a heartbeat every {} ms", hello.heartbeat_ms);
   return std::nullopt;
 }
 
 void UcxTransfer::on_hello(Link& link, const HelloFrame& hello, TimePoint now) {
-  std::optional<std::string> wrong = objection(link, hello);
-  if (!wrong && hello.region_bytes > 0) {
-    const Status imported = worker_->import_region(link.endpoint, hello.region_base, hello.region_bytes, hello.key);
-    if (!imported) wrong = imported.error().message;
-  }
+  const std::optional<std::string> wrong = objection(link, hello);
   if (wrong) {
     lose(link, "refused by us: " + *wrong, RefuseFrame{*wrong});
     return;
@@ -257,6 +281,13 @@ void UcxTransfer::on_bytes(Link& link, std::string_view bytes, TimePoint now) {
       lose(link, "a heartbeat of another epoch", RefuseFrame{"a heartbeat of another epoch"});
     return;
   }
+  if (const auto* request = std::get_if<ReadRequestFrame>(&*frame)) return serve_read(link, *request);
+  if (const auto* data = std::get_if<ReadDataFrame>(&*frame)) {
+    if (!reads_.on_data(link.peer, data->tag, data->bytes)) {
+      lose(link, "bytes that nobody asked for", RefuseFrame{"bytes that nobody asked for"});
+    }
+    return;
+  }
   const auto* first = std::get_if<MessageFrame>(&*frame);
   if ((first != nullptr) != (link.partial_total == 0) ||
       (first != nullptr && first->total_bytes > kMaxPeerMessageBytes)) {
@@ -267,10 +298,6 @@ void UcxTransfer::on_bytes(Link& link, std::string_view bytes, TimePoint now) {
 }
 
 void UcxTransfer::handle(transport::Event& event, TimePoint now) {
-  if (const auto* get = std::get_if<transport::GetFinished>(&event)) {
-    reads_.on_get(*get);
-    return;
-  }
   if (const auto* accepted = std::get_if<transport::EndpointAccepted>(&event)) {
     Link& link = add_link(accepted->endpoint, now);
     link.name = fmt::format("peer {}", link.peer.value);
@@ -278,6 +305,7 @@ void UcxTransfer::handle(transport::Event& event, TimePoint now) {
   }
   const auto* message = std::get_if<transport::MessageArrived>(&event);
   const auto* failed = std::get_if<transport::EndpointFailed>(&event);
+  CHECK(message != nullptr || failed != nullptr);  // no other events without gets
   const uint64_t endpoint = message != nullptr ? message->endpoint.value : failed->endpoint.value;
   const auto peer = peer_of_endpoint_.find(endpoint);
   if (peer == peer_of_endpoint_.end()) return;
