@@ -95,8 +95,8 @@ class Worker {
 
   // Names the peer's region: key is its Context::key(). kInvalidInput where UCX does not understand it.
   Status import_region(EndpointId endpoint, uint64_t base, uint64_t bytes, std::string_view key);
-  // Not over TCP between processes that may die: UCX 1.13 emulates it there, and a reader that dies in the middle aborts
-  // the process it reads from (docs/decisions/0002-reads-over-ucx-tcp.md). For transports with RMA of their own.
+  // Not over TCP between processes that may die: UCX 1.13 emulates it there, and a reader that dies in the middle
+  // aborts the process it reads from (docs/decisions/0002-reads-over-ucx-tcp.md). For transports with real RMA.
   // Reads [remote_offset, +local.size()) of the imported region. Errors (bounds, unknown endpoint, refused by UCX) mean
   // that no GetFinished follows.
   Status get(uint64_t get_id, EndpointId endpoint, uint64_t remote_offset, std::span<std::byte> local);
