@@ -247,7 +247,8 @@ void Relay::leg_failed(Leg& leg) {
   const char* name = is_decode ? (has_prefill() ? "Decode" : "Worker") : "Prefill";
   std::string url = leg.instance->address.url;
   if (std::find(avoid_.begin(), avoid_.end(), leg.instance->id) == avoid_.end()) avoid_.push_back(leg.instance->id);
-  fleet_->metrics.errors(is_decode ? "decode_failed" : "prefill_failed").add();
+  const bool clients_fault = leg.failure.empty() && leg.status < 500 && !is_retryable(leg.status);
+  fleet_->metrics.errors(clients_fault ? "client_error" : is_decode ? "decode_failed" : "prefill_failed").add();
   Verdict verdict;
   std::string why = leg.failure;
   if (leg.failure.empty()) {
@@ -262,8 +263,10 @@ void Relay::leg_failed(Leg& leg) {
       why = fmt::format("({}): {}", leg.status, leg.body);
     }
   }
-  log::warning("request={} attempt={} {}={} failed: {}", request_.path, attempts_, is_decode ? "decode" : "prefill",
-               url, why.substr(0, 500));
+  if (!clients_fault) {
+    log::warning("request={} attempt={} {}={} failed: {}", request_.path, attempts_, is_decode ? "decode" : "prefill",
+                 url, why.substr(0, 500));
+  }
   if (verdict.body.empty()) verdict.body = error_body(fmt::format("{} server error {}", name, why), verdict.status);
   if (!streaming_) return attempt_failed(std::move(verdict));
   if (!is_decode) return;  // the decode server has what it needs
