@@ -5,9 +5,10 @@
     ninja -C build/release tokenize_lines
     build/oracle/bin/python tools/check_chat_template.py build/release/tests/text/tokenize_lines [TEMPLATE...]
 
-TEMPLATE: a .jinja file, or a tokenizer_config.json with a chat_template. Random templates are compared too: they mix what
-chat templates are made of, with every form of whitespace control.
+TEMPLATE: a .jinja file, or a tokenizer_config.json with a chat_template. Random templates are compared too: they
+mix what chat templates are made of, with every form of whitespace control.
 """
+
 import json
 import pathlib
 import random
@@ -19,7 +20,15 @@ import jinja2.sandbox
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
-CONTENTS = ["Hello", " spaces \n and\nlines ", "", "天地 🙂", "<think>why</think>because", "a</think>b</think>c", "{{ no }} {% %}"]
+CONTENTS = [
+    "Hello",
+    " spaces \n and\nlines ",
+    "",
+    "天地 🙂",
+    "<think>why</think>because",
+    "a</think>b</think>c",
+    "{{ no }} {% %}",
+]
 
 
 def refuse(message):
@@ -33,28 +42,34 @@ def compiled(source):
 
 
 def expected(template, messages, generate):
-    return template.render(messages=messages, tools=None, documents=None, bos_token=BOS, eos_token=EOS,
-                           add_generation_prompt=generate)
+    return template.render(
+        messages=messages, tools=None, documents=None, bos_token=BOS, eos_token=EOS, add_generation_prompt=generate
+    )
 
 
 def conversations(random_):
     yield [{"role": "user", "content": "Hello"}]
     for _ in range(3):
-        yield [{"role": random_.choice(["system", "user", "user", "assistant"]), "content": random_.choice(CONTENTS)}
-               for _ in range(random_.randint(1, 6))]
+        yield [
+            {"role": random_.choice(["system", "user", "user", "assistant"]), "content": random_.choice(CONTENTS)}
+            for _ in range(random_.randint(1, 6))
+        ]
 
 
 EXPRESSIONS = r"""
 messages[0]['content']; messages[-1].role; messages[1:] | length; messages[0].content[1:3]; messages[0].content[-2:]
 'a' ~ 1 ~ true ~ none; 1 + 2 * 3 - 4 // 3 % 2; -7 // 2; -7 % 3; (1 + 2) * 3; 'x' if add_generation_prompt else 'y'
-messages[0]['content'].split('l')[-1]; messages[0]['content'].split('e', 1)[1] is defined; ' b '.strip() + 'xax'.strip('x')
+messages[0]['content'].split('l')[-1]; messages[0]['content'].split('e', 1)[1] is defined
+' b '.strip() + 'xax'.strip('x')
 missing is defined; missing is none; tools is none; not tools and not missing; 1 < 2 and 'a' < 'b'; 2 >= 3 or 3 <= 3
 1 == true; 'user' in messages[0]['role']; 'q' not in 'abc'; 'role' in messages[0]; 'tool_calls' not in messages[0]
 1 in [1, 2]; 'a' in ['b']; messages[0]['content'] | trim; messages | length; 'aB' | upper | lower; bos_token + eos_token
 messages[0].get('tool_calls'); messages[0] is mapping; 's' is string; messages is iterable; 1 is number; true is true
-messages[0]['content'].startswith('H'); 'tail'.endswith('l'); '' or 'default'; 'first' and 'second'; not ''; 'x' if missing
+messages[0]['content'].startswith('H'); 'tail'.endswith('l'); '' or 'default'; 'first' and 'second'
+not ''; 'x' if missing
 "double \"quoted\" \n line"; 'one' 'two'; messages[7] is undefined; none == false; [1] == [1]
-'é🙂x'[1]; 'é🙂x' | length; messages | first is mapping; messages[0].role == 'user' and loop is defined; 1 != 2; 2 > 1
+'é🙂x'[1]; 'é🙂x' | length; messages | first is mapping; messages[0].role == 'user' and loop is defined
+1 != 2; 2 > 1
 """
 EXPRESSIONS = [part.strip() for part in EXPRESSIONS.replace("\n", ";").split(";") if part.strip()]
 
@@ -75,11 +90,24 @@ def random_template(random_, depth=0):
         elif kind < 0.7:
             out.append(tag("for m in messages") + inner() + "{{ m.role ~ loop.index ~ loop.last }}" + tag("endfor"))
         elif kind < 0.9:
-            out.append(tag(f"if ({random_.choice(EXPRESSIONS)})") + inner() + tag(f"elif ({random_.choice(EXPRESSIONS)})") + inner()
-                       + tag("else") + inner() + tag("endif"))
+            out.append(
+                tag(f"if ({random_.choice(EXPRESSIONS)})")
+                + inner()
+                + tag(f"elif ({random_.choice(EXPRESSIONS)})")
+                + inner()
+                + tag("else")
+                + inner()
+                + tag("endif")
+            )
         else:
-            out.append(tag("set ns = namespace(n=1)") + tag("for m in messages") + tag("set ns.n = ns.n + loop.index0")
-                       + tag("set x = 'inner'") + tag("endfor") + "{{ ns.n }}{{ x is defined }}")
+            out.append(
+                tag("set ns = namespace(n=1)")
+                + tag("for m in messages")
+                + tag("set ns.n = ns.n + loop.index0")
+                + tag("set x = 'inner'")
+                + tag("endfor")
+                + "{{ ns.n }}{{ x is defined }}"
+            )
         out.append(space())
     return space() + "".join(out)
 
@@ -106,10 +134,16 @@ def main(peer, paths):
                 cases.append((name, source, messages, generate, expected(template, messages, generate)))
             except Exception as error:
                 cases.append((name, source, messages, generate, {"error": str(error)}))
-    lines = "".join(json.dumps({"template": source, "bos": BOS, "eos": EOS, "messages": messages,
-                                "add_generation_prompt": generate}) + "\n" for _, source, messages, generate, _ in cases)
-    run = subprocess.run([peer, str(ROOT / "models/tiny/tokenizer.json")], input=lines.encode(), stdout=subprocess.PIPE,
-                         check=True)
+    lines = "".join(
+        json.dumps(
+            {"template": source, "bos": BOS, "eos": EOS, "messages": messages, "add_generation_prompt": generate}
+        )
+        + "\n"
+        for _, source, messages, generate, _ in cases
+    )
+    run = subprocess.run(
+        [peer, str(ROOT / "models/tiny/tokenizer.json")], input=lines.encode(), stdout=subprocess.PIPE, check=True
+    )
     answers = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(answers) == len(cases), "one answer for each line"
     faults = refused = 0

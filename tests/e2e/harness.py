@@ -2,6 +2,7 @@
 
 Standard library only. Every wait has a deadline; a test that fails prints the ends of its servers' logs.
 """
+
 import contextlib
 import ctypes
 import http.client
@@ -20,8 +21,8 @@ import unittest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models/tiny"
 REFERENCE = json.loads((ROOT / "tests/data/tiny/reference.json").read_text())["prompts"]
-# Below this distance between the reference's two best logits the fast kernels may choose otherwise. Their rounding alone
-# needs 0.05; where it tips the choice of an expert, differences up to 0.17 were seen. The ref kernels have no such excuse.
+# Below this distance between the reference's two best logits the fast kernels may choose otherwise. Their rounding
+# alone needs 0.05; where it tips the choice of an expert, differences up to 0.17 were seen. The ref kernels need none.
 MIN_MARGIN = 0.25
 START_DEADLINE_S = 120.0
 REQUEST_DEADLINE_S = 120.0
@@ -63,8 +64,13 @@ class Process:
         self.name = name
         self.args = [str(arg) for arg in args]
         self.log_file = tempfile.NamedTemporaryFile(prefix=f"tandem-{name}-", suffix=".log")
-        self.child = subprocess.Popen([binary(), *self.args], stdin=subprocess.DEVNULL, stdout=self.log_file,
-                                      stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
+        self.child = subprocess.Popen(
+            [binary(), *self.args],
+            stdin=subprocess.DEVNULL,
+            stdout=self.log_file,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
+        )
 
     def log(self):
         return pathlib.Path(self.log_file.name).read_text(errors="replace")
@@ -182,7 +188,9 @@ class Combined:
     """One server that does both phases."""
 
     def __init__(self, *flags):
-        self.server = Server("combined", "launch_server", free_port(), "--disaggregation-mode", "null", *SERVER_FLAGS, *flags)
+        self.server = Server(
+            "combined", "launch_server", free_port(), "--disaggregation-mode", "null", *SERVER_FLAGS, *flags
+        )
         self.front = self.server
         self.servers = [self.server]
 
@@ -206,19 +214,42 @@ class Pair:
 
     def start_router(self, port):
         # Checks and the circuit breaker at the pace of a test: recovery shows in seconds, not in a minute.
-        self.router = Server("router", "router", port, "--pd-disaggregation", "--prefill",
-                             f"http://127.0.0.1:{self.prefill_port}", self.bootstrap_port, "--decode",
-                             f"http://127.0.0.1:{self.decode_port}", "--health-check-interval-secs", 1,
-                             "--worker-startup-check-interval", 1, "--cb-timeout-duration-secs", 2)
+        self.router = Server(
+            "router",
+            "router",
+            port,
+            "--pd-disaggregation",
+            "--prefill",
+            f"http://127.0.0.1:{self.prefill_port}",
+            self.bootstrap_port,
+            "--decode",
+            f"http://127.0.0.1:{self.decode_port}",
+            "--health-check-interval-secs",
+            1,
+            "--worker-startup-check-interval",
+            1,
+            "--cb-timeout-duration-secs",
+            2,
+        )
         self.front = self.router
 
     def start_prefill(self):
-        self.prefill = Server("prefill", "launch_server", self.prefill_port, "--disaggregation-mode", "prefill",
-                              "--disaggregation-bootstrap-port", self.bootstrap_port, *SERVER_FLAGS, *self.flags)
+        self.prefill = Server(
+            "prefill",
+            "launch_server",
+            self.prefill_port,
+            "--disaggregation-mode",
+            "prefill",
+            "--disaggregation-bootstrap-port",
+            self.bootstrap_port,
+            *SERVER_FLAGS,
+            *self.flags,
+        )
 
     def start_decode(self):
-        self.decode = Server("decode", "launch_server", self.decode_port, "--disaggregation-mode", "decode", *SERVER_FLAGS,
-                             *self.flags)
+        self.decode = Server(
+            "decode", "launch_server", self.decode_port, "--disaggregation-mode", "decode", *SERVER_FLAGS, *self.flags
+        )
 
     @property
     def servers(self):
@@ -247,6 +278,7 @@ def idle_fault(state):
 
 class Case(unittest.TestCase):
     """A test over a deployment: make() gives it, once per class."""
+
     deployment = None
     maxDiff = 2000
 

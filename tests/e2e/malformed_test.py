@@ -1,4 +1,5 @@
 """Requests that nobody should send: each gets its status and a message in JSON, and the server goes on answering."""
+
 import contextlib
 import json
 import pathlib
@@ -29,7 +30,13 @@ TABLE = [
     ("NaN", "POST", GENERATE, b'{"text": "a", "sampling_params": {"temperature": NaN}}', {400}),
     ("infinity", "POST", GENERATE, b'{"text": "a", "sampling_params": {"temperature": 1e999}}', {400}),
     ("deep nesting", "POST", GENERATE, b'{"text": ' + b"[" * 100000, {400}),
-    ("deep nesting in an ignored field", "POST", GENERATE, b'{"text": "a", "x": ' + b"[" * 5000 + b"]" * 5000 + b"}", {400}),
+    (
+        "deep nesting in an ignored field",
+        "POST",
+        GENERATE,
+        b'{"text": "a", "x": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        {400},
+    ),
     ("no prompt", "POST", GENERATE, {}, {400}),
     ("text is a number", "POST", GENERATE, {"text": 5}, {400}),
     ("text is an object", "POST", GENERATE, {"text": {"a": 1}}, {400}),
@@ -43,7 +50,13 @@ TABLE = [
     ("a negative id", "POST", GENERATE, {"input_ids": [-1]}, {400}),
     ("a huge id", "POST", GENERATE, b'{"input_ids": [99999999999999999999999]}', {400}),
     ("prompt beyond the context", "POST", GENERATE, {"input_ids": [5] * 5000}, {400}),
-    ("prompt and answer beyond the context", "POST", GENERATE, {"input_ids": [5] * 100, **sampling(max_new_tokens=4000)}, {400}),
+    (
+        "prompt and answer beyond the context",
+        "POST",
+        GENERATE,
+        {"input_ids": [5] * 100, **sampling(max_new_tokens=4000)},
+        {400},
+    ),
     ("unknown sampling key", "POST", GENERATE, sampling(temprature=1), {400}),
     ("sampling is a list of the wrong length", "POST", GENERATE, {"text": ["a", "b"], "sampling_params": [{}]}, {400}),
     ("sampling is a string", "POST", GENERATE, {"text": "a", "sampling_params": "hot"}, {400}),
@@ -78,8 +91,20 @@ TABLE = [
     ("chat with an unknown role", "POST", CHAT, {"messages": [{"role": "wizard", "content": "a"}]}, {400}),
     ("chat with a number as content", "POST", CHAT, {"messages": [{"role": "user", "content": 5}]}, {400}),
     ("chat without role", "POST", CHAT, {"messages": [{"content": "a"}]}, {400}),
-    ("chat with tools", "POST", CHAT, {"messages": HELLO, "tools": [{"type": "function", "function": {"name": "f"}}]}, {400}),
-    ("chat with too many top_logprobs", "POST", CHAT, {"messages": HELLO, "logprobs": True, "top_logprobs": 10000}, {400}),
+    (
+        "chat with tools",
+        "POST",
+        CHAT,
+        {"messages": HELLO, "tools": [{"type": "function", "function": {"name": "f"}}]},
+        {400},
+    ),
+    (
+        "chat with too many top_logprobs",
+        "POST",
+        CHAT,
+        {"messages": HELLO, "logprobs": True, "top_logprobs": 10000},
+        {400},
+    ),
     ("chat beyond the context", "POST", CHAT, {"messages": [{"role": "user", "content": "word " * 9000}]}, {400}),
     ("unknown path", "GET", "/nowhere", None, {404}),
     ("wrong method", "GET", CHAT, None, {405}),
@@ -100,15 +125,22 @@ class Malformed(Case):
                 self.assertIn(answer.status, statuses, answer)
                 told = json.loads(answer.body)
                 error = told.get("error")
-                message = told.get("detail") or told.get("message") or (error["message"] if isinstance(error, dict) else error)
+                message = (
+                    told.get("detail")
+                    or told.get("message")
+                    or (error["message"] if isinstance(error, dict) else error)
+                )
                 self.assertTrue(isinstance(message, str) and message, answer)
                 self.assertNotIn("\n", message)
         self.still_answers()
         self.wait_idle()
 
     def test_streamed_faults_are_events_or_statuses(self):
-        for path, body in ((GENERATE, sampling(top_p=2)), (COMPLETIONS, {"prompt": "a", "max_tokens": 0}),
-                           (CHAT, {"messages": []})):
+        for path, body in (
+            (GENERATE, sampling(top_p=2)),
+            (COMPLETIONS, {"prompt": "a", "max_tokens": 0}),
+            (CHAT, {"messages": []}),
+        ):
             with self.subTest(path):
                 answer = request(self.port, "POST", path, {**body, "stream": True}, deadline_s=30)
                 self.assertIn(answer.status, {200, 400}, answer)
@@ -118,10 +150,15 @@ class Malformed(Case):
         self.still_answers()
 
     def test_broken_http_is_refused(self):
-        for name, data in (("not HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
-                           ("two lengths", b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde"),
-                           ("negative length", b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n"),
-                           ("endless header", b"GET / HTTP/1.1\r\nX: " + b"a" * (1 << 20))):
+        for name, data in (
+            ("not HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
+            (
+                "two lengths",
+                b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
+            ),
+            ("negative length", b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n"),
+            ("endless header", b"GET / HTTP/1.1\r\nX: " + b"a" * (1 << 20)),
+        ):
             with self.subTest(name), socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
                 with contextlib.suppress(ConnectionError):
                     connection.sendall(data)
@@ -164,7 +201,11 @@ class LargeBodyTest(Case):
         before = self.peak_bytes()
         text = b"word " * (len(LARGE) // 5)
         ids = b"5, " * (len(LARGE) // 3)
-        for name, body in (("rubbish", LARGE), ("a text", b'{"text": "' + text + b'"}'), ("ids", b'{"input_ids": [' + ids + b"5]}")):
+        for name, body in (
+            ("rubbish", LARGE),
+            ("a text", b'{"text": "' + text + b'"}'),
+            ("ids", b'{"input_ids": [' + ids + b"5]}"),
+        ):
             with self.subTest(name):
                 answer = request(self.port, "POST", GENERATE, body, deadline_s=120)
                 self.assertIn(answer.status, {400, 413}, answer)

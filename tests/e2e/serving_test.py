@@ -1,4 +1,5 @@
 """What a client sees, the same from a combined server and from a router over prefill and decode."""
+
 import contextlib
 import threading
 
@@ -10,7 +11,6 @@ CAPITAL = next(prompt for prompt in REFERENCE if prompt["name"] == "chat-capital
 EOS = 1
 
 
-
 class Serving(Case):
     """The tests; the classes below say on what."""
 
@@ -19,7 +19,7 @@ class Serving(Case):
             with self.subTest(prompt["name"]):
                 answer = self.generate({"input_ids": prompt["ids"], "sampling_params": greedy(64, ignore_eos=True)})
                 expected = certain_tokens(prompt)
-                self.assertEqual(answer["output_ids"][:len(expected)], expected)
+                self.assertEqual(answer["output_ids"][: len(expected)], expected)
                 self.assertEqual(len(answer["output_ids"]), 64)
                 self.assertEqual(answer["meta_info"]["prompt_tokens"], len(prompt["ids"]))
                 self.assertEqual(answer["meta_info"]["completion_tokens"], 64)
@@ -36,7 +36,7 @@ class Serving(Case):
 
     def test_a_stop_token_ends_and_counts(self):
         answer = self.generate({"input_ids": CAPITAL["ids"], "sampling_params": greedy(64)})
-        expected = CAPITAL["greedy"][:CAPITAL["greedy"].index(EOS) + 1]
+        expected = CAPITAL["greedy"][: CAPITAL["greedy"].index(EOS) + 1]
         self.assertEqual(answer["output_ids"], expected)
         self.assertEqual(answer["meta_info"]["completion_tokens"], len(expected))
         self.assertEqual(answer["meta_info"]["finish_reason"], {"type": "stop", "matched": EOS})
@@ -53,7 +53,7 @@ class Serving(Case):
         self.assertEqual(len(events[0]["output_ids"]), 1, "the first token has an event of its own")
         for before, after in zip(events, events[1:]):
             self.assertTrue(after["text"].startswith(before["text"]), (before, after))
-            self.assertEqual(after["output_ids"][:len(before["output_ids"])], before["output_ids"])
+            self.assertEqual(after["output_ids"][: len(before["output_ids"])], before["output_ids"])
             self.assertIsNone(before["meta_info"]["finish_reason"])
         self.assertEqual(events[-1]["text"], whole["text"])
         self.assertEqual(events[-1]["output_ids"], whole["output_ids"])
@@ -62,17 +62,30 @@ class Serving(Case):
 
     def test_a_batch_answers_in_order_like_single_requests(self):
         prompts = [prompt for prompt in REFERENCE if len(certain_tokens(prompt)) >= 12][:6]
-        answers = self.generate({"input_ids": [prompt["ids"] for prompt in prompts],
-                                 "sampling_params": greedy(12, ignore_eos=True)})
+        answers = self.generate(
+            {"input_ids": [prompt["ids"] for prompt in prompts], "sampling_params": greedy(12, ignore_eos=True)}
+        )
         self.assertEqual([answer["output_ids"] for answer in answers], [prompt["greedy"][:12] for prompt in prompts])
-        texts = self.generate({"text": ["The capital", "In the beginning"], "rid": ["one", "two"],
-                               "sampling_params": [greedy(3, ignore_eos=True), greedy(5, ignore_eos=True)]})
+        texts = self.generate(
+            {
+                "text": ["The capital", "In the beginning"],
+                "rid": ["one", "two"],
+                "sampling_params": [greedy(3, ignore_eos=True), greedy(5, ignore_eos=True)],
+            }
+        )
         self.assertEqual([answer["meta_info"]["completion_tokens"] for answer in texts], [3, 5])
         self.assertEqual([answer["meta_info"]["id"] for answer in texts], ["one", "two"])
 
     def test_a_streamed_batch_interleaves_by_index_and_is_done_once(self):
-        with Stream(self.port, "/generate", {"input_ids": [CAPITAL["ids"], REFERENCE[2]["ids"]], "stream": True,
-                                             "sampling_params": greedy(6, ignore_eos=True)}) as stream:
+        with Stream(
+            self.port,
+            "/generate",
+            {
+                "input_ids": [CAPITAL["ids"], REFERENCE[2]["ids"]],
+                "stream": True,
+                "sampling_params": greedy(6, ignore_eos=True),
+            },
+        ) as stream:
             events = list(stream)
             self.assertTrue(stream.done)
         last = {event["index"]: event["output_ids"] for event in events}
@@ -101,8 +114,16 @@ class Serving(Case):
         self.wait_idle()
 
     def test_logprobs_have_their_shape(self):
-        answer = self.generate({"input_ids": CAPITAL["ids"], "return_logprob": True, "top_logprobs_num": 3,
-                                "logprob_start_len": 0, "return_text_in_logprobs": True, "sampling_params": greedy(4)})
+        answer = self.generate(
+            {
+                "input_ids": CAPITAL["ids"],
+                "return_logprob": True,
+                "top_logprobs_num": 3,
+                "logprob_start_len": 0,
+                "return_text_in_logprobs": True,
+                "sampling_params": greedy(4),
+            }
+        )
         meta = answer["meta_info"]
         self.assertEqual([entry[1] for entry in meta["output_token_logprobs"]], answer["output_ids"])
         for chosen, top in zip(meta["output_token_logprobs"], meta["output_top_logprobs"]):
@@ -122,12 +143,18 @@ class Serving(Case):
                 answer = self.generate({"input_ids": CAPITAL["ids"], "sampling_params": greedy(64, **{name: stop})})
                 self.assertEqual(answer["text"], "The capital of")
                 self.assertEqual(answer["meta_info"]["finish_reason"], {"type": "stop", "matched": stop})
-        kept = self.generate({"input_ids": CAPITAL["ids"], "sampling_params": greedy(64, stop=["ce is"], no_stop_trim=True)})
+        kept = self.generate(
+            {"input_ids": CAPITAL["ids"], "sampling_params": greedy(64, stop=["ce is"], no_stop_trim=True)}
+        )
         self.assertEqual(kept["text"], "The capital of France is")
 
     def test_completions(self):
-        answer = request(self.port, "POST", "/v1/completions", {"model": "any", "prompt": CAPITAL["ids"], "max_tokens": 5,
-                                                                "temperature": 0, "logprobs": 2})
+        answer = request(
+            self.port,
+            "POST",
+            "/v1/completions",
+            {"model": "any", "prompt": CAPITAL["ids"], "max_tokens": 5, "temperature": 0, "logprobs": 2},
+        )
         self.assertEqual(answer.status, 200, answer)
         body = answer.json()
         self.assertEqual(body["object"], "text_completion")
@@ -136,24 +163,41 @@ class Serving(Case):
         self.assertEqual(len(body["choices"][0]["logprobs"]["token_logprobs"]), 5)
         self.assertEqual(body["usage"]["prompt_tokens"], len(CAPITAL["ids"]))
         self.assertEqual(body["usage"]["total_tokens"], len(CAPITAL["ids"]) + 5)
-        with Stream(self.port, "/v1/completions", {"model": "any", "prompt": CAPITAL["ids"], "max_tokens": 5, "temperature": 0,
-                                                   "stream": True, "stream_options": {"include_usage": True}}) as stream:
+        with Stream(
+            self.port,
+            "/v1/completions",
+            {
+                "model": "any",
+                "prompt": CAPITAL["ids"],
+                "max_tokens": 5,
+                "temperature": 0,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            },
+        ) as stream:
             events = list(stream)
             self.assertTrue(stream.done)
-        self.assertEqual("".join(event["choices"][0]["text"] for event in events if event["choices"]), "The capital of France is")
+        self.assertEqual(
+            "".join(event["choices"][0]["text"] for event in events if event["choices"]), "The capital of France is"
+        )
         self.assertEqual(events[-1]["choices"], [])
         self.assertEqual(events[-1]["usage"]["completion_tokens"], 5)
 
     def test_chat(self):
-        body = {"model": "any", "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0,
-                "max_tokens": 40}
+        body = {
+            "model": "any",
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "temperature": 0,
+            "max_tokens": 40,
+        }
         answer = request(self.port, "POST", "/v1/chat/completions", body)
         self.assertEqual(answer.status, 200, answer)
         whole = answer.json()
         self.assertEqual(whole["choices"][0]["message"]["content"], "The capital of France is Paris.")
         self.assertEqual((whole["choices"][0]["finish_reason"], whole["choices"][0]["matched_stop"]), ("stop", EOS))
-        with Stream(self.port, "/v1/chat/completions",
-                    {**body, "stream": True, "stream_options": {"include_usage": True}}) as stream:
+        with Stream(
+            self.port, "/v1/chat/completions", {**body, "stream": True, "stream_options": {"include_usage": True}}
+        ) as stream:
             events = list(stream)
             self.assertTrue(stream.done)
         self.assertEqual(events[0]["choices"][0]["delta"]["role"], "assistant")
@@ -164,8 +208,10 @@ class Serving(Case):
         self.assertTrue(all(event["usage"] is None for event in events[:-1]))
 
     def test_a_client_that_hangs_up_frees_its_blocks(self):
-        for path, body in (("/generate", {"text": "Once upon a time", "sampling_params": LONG, "stream": True}),
-                           ("/v1/completions", {"prompt": "Once", "max_tokens": 3000, "ignore_eos": True, "stream": True})):
+        for path, body in (
+            ("/generate", {"text": "Once upon a time", "sampling_params": LONG, "stream": True}),
+            ("/v1/completions", {"prompt": "Once", "max_tokens": 3000, "ignore_eos": True, "stream": True}),
+        ):
             with self.subTest(path):
                 with Stream(self.port, path, body) as stream:
                     next(iter(stream))
@@ -173,11 +219,15 @@ class Serving(Case):
 
     def test_a_client_that_hangs_up_without_streaming_frees_its_blocks(self):
         with self.assertRaises(TimeoutError), contextlib.suppress(ConnectionError):
-            request(self.port, "POST", "/generate", {"text": "Once upon a time", "sampling_params": LONG}, deadline_s=0.3)
+            request(
+                self.port, "POST", "/generate", {"text": "Once upon a time", "sampling_params": LONG}, deadline_s=0.3
+            )
         self.wait_idle()
 
     def test_abort_request_ends_a_stream(self):
-        with Stream(self.port, "/generate", {"text": "Once", "rid": "to-abort", "sampling_params": LONG, "stream": True}) as stream:
+        with Stream(
+            self.port, "/generate", {"text": "Once", "rid": "to-abort", "sampling_params": LONG, "stream": True}
+        ) as stream:
             events = iter(stream)
             next(events)
             for server in self.deployment.servers:
@@ -225,7 +275,8 @@ class PairTest(Serving):
 
 
 class ExactTest(Case):
-    """Both deployments beside each other, without prefix cache: the same tokens, and with the ref kernels the reference's."""
+    """Both deployments beside each other, without prefix cache: the same tokens; with ref kernels the reference's."""
+
     prompts = REFERENCE
 
     @classmethod

@@ -1,4 +1,5 @@
 """tandem up: comes up, serves, ends when asked and leaves nothing behind."""
+
 import pathlib
 import re
 import signal
@@ -50,7 +51,9 @@ class UpTest(unittest.TestCase):
                 prompt = next(prompt for prompt in REFERENCE if prompt["name"] == "chat-capital")
 
                 def answers():
-                    answer = request(port, "POST", "/generate", {"input_ids": prompt["ids"], "sampling_params": greedy(64)})
+                    answer = request(
+                        port, "POST", "/generate", {"input_ids": prompt["ids"], "sampling_params": greedy(64)}
+                    )
                     return answer.status == 200 and answer.json()["output_ids"] == prompt["greedy"][:8]
 
                 wait_until(answers, 60, "an answer")
