@@ -94,7 +94,7 @@ struct Leaf {
   // As softmax_block; every column sees all keys, and an odd last key is paired with zero.
   void (*softmax_heads)(float* scores, int64_t keys, int64_t columns, float factor, float* top, float* sum,
                         float* decay, uint32_t* p);
-  // acc[row][columns] = acc * decay[columns] + sum over pairs of a[pair][row] . w[pair][columns].
+  // acc[row][columns] = acc * decay[columns] + sum over pairs of a[pair][row] . w[pair][columns]; decay null: the sum.
   void (*heads_tile)(const uint32_t* a, int64_t a_stride, int64_t rows, const uint32_t* w, int64_t pairs,
                      int64_t columns, const float* decay, float* acc);
   // acc[row][columns] = (fresh ? 0 : acc) + from[row][columns] * factor[columns].

@@ -24,6 +24,8 @@ using device::TensorView;
 constexpr int64_t kKeyBlock = 64;    // keys between two rescalings
 constexpr int64_t kSplitKeys = 128;  // keys of a split, until there would be more than kMaxSplits
 constexpr int64_t kMaxSplits = 16;
+// Rows scored at once, and how many the fetching of rows runs ahead.
+constexpr int64_t kRows = 8, kAhead = 24;
 constexpr int64_t kHeads = 16;  // columns
 
 int64_t split_keys(int64_t keys) {
@@ -114,10 +116,14 @@ class Decoder {
     }
   };
 
-  // Rows lie wherever their blocks do, too short for the hardware to foresee.
-  void prefetch_row(const uint16_t* row) const {
+  // Asks for the cache rows of positions [begin, end): they lie wherever their blocks do, too short for the hardware to
+  // foresee.
+  void fetch_rows(const SequenceSpan& sequence, int64_t begin, int64_t end) const {
     constexpr int64_t kLine = 32;  // elements
-    for (int64_t i = 0; i < shape_.row_width(); i += kLine) __builtin_prefetch(row + i, 0, 2);
+    for (int64_t p = begin; p < end; ++p) {
+      const uint16_t* row = cache_row(shape_, cache_, sequence, p);
+      for (int64_t i = 0; i < shape_.row_width(); i += kLine) __builtin_prefetch(row + i, 0, 2);
+    }
   }
   int64_t keys_of(int64_t b) const { return int64_t(sequences_[size_t(b)].prefix_len) + 1; }
   // Eight heads or fewer: columns of eight, half the work.
@@ -221,7 +227,7 @@ void Decoder::attend(const Split& split, int64_t index, int thread) const {
   const Attend s(carver, shape_);
   const SequenceSpan& sequence = sequences_[size_t(split.sequence)];
   const int64_t lora = shape_.kv_lora_rank, words = shape_.row_width() / 2, columns = this->columns();
-  for (int64_t p = split.begin; p < split.end; ++p) prefetch_row(cache_row(shape_, cache_, sequence, p));
+  fetch_rows(sequence, split.begin, std::min<int64_t>(split.begin + kAhead, split.end));
   for (int64_t g = 0; g < groups(); ++g) {
     const int64_t first_head = g * kHeads, heads = std::min(kHeads, shape_.num_heads - first_head);
     const Partial partial = partial_at(index, g);
@@ -232,7 +238,6 @@ void Decoder::attend(const Split& split, int64_t index, int thread) const {
     }
     if (heads < columns) std::memset(s.query, 0, size_t(words * columns) * sizeof(uint32_t));
     leaf_.transpose(from, heads, words, s.query, columns);
-    std::fill_n(partial.out, lora * columns, 0.0f);
     std::fill_n(partial.top, kHeads, -INFINITY);
     std::fill_n(partial.sum, kHeads, 0.0f);
     for (int64_t begin = split.begin; begin < split.end; begin += kKeyBlock) {
@@ -242,13 +247,18 @@ void Decoder::attend(const Split& split, int64_t index, int thread) const {
         rows[j] = reinterpret_cast<const uint32_t*>(cache_row(shape_, cache_, sequence, begin + j));
       }
       alignas(64) float decay[kHeads];
-      leaf_.dot_rows(rows, keys, s.query, words, columns, s.scores);
+      for (int64_t j = 0; j < keys; j += kRows) {
+        const int64_t ahead = begin + j + kAhead;
+        if (g == 0) fetch_rows(sequence, ahead, std::min<int64_t>(ahead + kRows, split.end));
+        leaf_.dot_rows(rows + j, std::min(kRows, keys - j), s.query, words, columns, s.scores + j * columns);
+      }
       leaf_.softmax_heads(s.scores, keys, columns, shape_.softmax_scale * kLog2E, partial.top, partial.sum, decay, s.p);
       for (int64_t j = 0; j < keys; j += 2) {
         const uint16_t* second = j + 1 < keys ? reinterpret_cast<const uint16_t*>(rows[j + 1]) : nullptr;
         leaf_.interleave(reinterpret_cast<const uint16_t*>(rows[j]), second, lora, s.values + j / 2 * lora);
       }
-      leaf_.heads_tile(s.values, lora, lora, s.p, (keys + 1) / 2, columns, decay, partial.out);
+      leaf_.heads_tile(s.values, lora, lora, s.p, (keys + 1) / 2, columns, begin == split.begin ? nullptr : decay,
+                       partial.out);
     }
   }
 }
