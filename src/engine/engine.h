@@ -46,6 +46,7 @@ struct EngineConfig {
   Duration waiting_timeout = std::chrono::seconds(300);       // decode: no completion after it asked
   Duration source_lease_timeout = std::chrono::seconds(300);  // prefill: no acknowledgement after the last announcement
   uint16_t default_bootstrap_port = 8998;
+  bool fake_transfer = false;        // --disaggregation-transfer-backend fake: every request as with host 2.2.2.2
   double digest_sample_rate = 0.01;  // share of handovers whose bytes are compared; 1 in tests
   uint64_t epoch = 0;                // this process's random epoch
   uint64_t seed = 0;                 // for policies and requests without a seed

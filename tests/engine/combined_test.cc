@@ -272,5 +272,86 @@ TEST(CombinedEngine, HealthProbeOfABusyRankIsDroppedButAnswered) {
   expect_greedy(rig, 1, prompt_of(1, 8), 5);
 }
 
+// Two ranks of one group, driven in turns on one thread.
+struct TwoRanks {
+  TwoRanks() : communicators(parallel::make_local_communicators(2, std::chrono::seconds(5))) {
+    clock.advance(std::chrono::seconds(1));
+    first = std::make_unique<Rig>(small_config(), nullptr, &clock, 1, communicators[0].get());
+    second = std::make_unique<Rig>(small_config(), nullptr, &clock, 1, communicators[1].get());
+  }
+  ManualClock clock;
+  std::vector<std::unique_ptr<parallel::Communicator>> communicators;
+  std::unique_ptr<Rig> first, second;
+};
+
+TEST(RankGroup, IdleRankTakesPartInEveryStepOfTheOther) {
+  TwoRanks ranks;
+  const auto prompt = prompt_of(1, 40);
+  ranks.first->submit(greedy_request(1, prompt, 10));
+  for (int i = 0; i < 200; ++i) {
+    ranks.first->turn();
+    ranks.second->turn();
+  }
+  expect_greedy(*ranks.first, 1, prompt, 10);
+  EXPECT_EQ(ranks.first->model.forwards, 2 + 9) << "two chunks and nine decode steps";
+  EXPECT_EQ(ranks.second->model.forwards, ranks.first->model.forwards);
+  EXPECT_EQ(ranks.second->engine->snapshot().prompt_tokens_computed, 0u);
+  // Both at once, one still in its prompt while the other decodes.
+  ranks.second->submit(greedy_request(2, prompt, 10));
+  for (int i = 0; i < 3; ++i) {
+    ranks.first->turn();
+    ranks.second->turn();
+  }
+  ranks.first->submit(greedy_request(3, prompt_of(2, 60), 5));
+  for (int i = 0; i < 200; ++i) {
+    ranks.first->turn();
+    ranks.second->turn();
+  }
+  expect_greedy(*ranks.second, 2, prompt, 10);
+  expect_greedy(*ranks.first, 3, prompt_of(2, 60), 5);
+  EXPECT_EQ(ranks.second->model.forwards, ranks.first->model.forwards);
+  ranks.first->expect_baseline();
+  ranks.second->expect_baseline();
+}
+
+TEST(RankGroup, CancelDuringAVoteTakesEffectAfterTheStep) {
+  TwoRanks ranks;
+  ranks.first->submit(greedy_request(1, prompt_of(1, 20), 10));
+  ranks.first->turn();  // voted; the other has not
+  EXPECT_EQ(ranks.first->model.forwards, 0);
+  ranks.first->cancel(1);
+  ranks.first->turn();
+  EXPECT_FALSE(ranks.first->answers[1].finish.has_value()) << "its blocks are part of a posted step";
+  for (int i = 0; i < 5; ++i) {
+    ranks.second->turn();
+    ranks.first->turn();
+  }
+  ASSERT_TRUE(ranks.first->answers[1].finish.has_value());
+  EXPECT_EQ(ranks.first->answers[1].finish->kind, FinishKind::kAbort);
+  EXPECT_EQ(ranks.first->model.forwards, 1);
+  ranks.first->expect_baseline();
+}
+
+TEST(RankGroup, LostRankEndsEveryRequestByName) {
+  TwoRanks ranks;
+  ranks.first->submit(greedy_request(1, prompt_of(1, 20), 10));
+  ranks.first->submit(greedy_request(2, prompt_of(2, 20), 10));
+  ranks.first->turn();
+  ranks.clock.advance(std::chrono::seconds(6));
+  const TimePoint before = ranks.first->engine->snapshot().last_progress;
+  ranks.first->turn();
+  for (const uint64_t id : {1, 2}) {
+    ASSERT_TRUE(ranks.first->answers[id].finish.has_value());
+    EXPECT_EQ(ranks.first->answers[id].finish->status_code, 500);
+    EXPECT_NE(ranks.first->answers[id].finish->message.find("rank"), std::string::npos)
+        << ranks.first->answers[id].finish->message;
+  }
+  ranks.first->submit(greedy_request(3, prompt_of(2, 20), 10));
+  ranks.first->turn();
+  EXPECT_EQ(ranks.first->answers[3].finish->status_code, 503);
+  EXPECT_EQ(ranks.first->engine->snapshot().last_progress, before) << "no progress, so health says no";
+  ranks.first->expect_baseline();
+}
+
 }  // namespace
 }  // namespace tandem::testing

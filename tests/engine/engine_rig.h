@@ -53,7 +53,8 @@ class Rig {
   static constexpr int32_t kLayers = 3, kVocab = 97;
 
   explicit Rig(const engine::EngineConfig& config, kv::TransferPort* port = nullptr,
-               ManualClock* shared_clock = nullptr, uint64_t fingerprint = 1)
+               ManualClock* shared_clock = nullptr, uint64_t fingerprint = 1,
+               parallel::Communicator* communicator = nullptr)
       : model(kLayers, kVocab, fingerprint),
         storage(device::Device::kCpu, fake_layout(kLayers, config.block_tokens, config.max_total_tokens)),
         workspace(device::Device::kCpu, 1 << 22),
@@ -69,7 +70,7 @@ class Rig {
     parts.kernels.workspace = &workspace;
     parts.cache = &storage;
     parts.transfer = port;
-    parts.communicator = communicators[0].get();
+    parts.communicator = communicator != nullptr ? communicator : communicators[0].get();
     parts.metrics = &metrics;
     auto made = engine::Engine::create(config, parts, [this](api::EngineEvent event) { take(std::move(event)); });
     EXPECT_TRUE(made.has_value()) << (made ? "" : made.error().message);

@@ -150,6 +150,17 @@ TEST(Handover, FakeHostRunsBothSidesAlone) {
   EXPECT_EQ(pair.decode->hand->transfer().bytes_read(), 0u);
 }
 
+TEST(Handover, FakeBackendNeedsNoBootstrapFields) {
+  PairOptions options;
+  options.prefill.fake_transfer = options.decode.fake_transfer = true;
+  Pair pair(options);
+  pair.prefill->rig.submit(greedy_request(1, {1, 2, 3}, 4));
+  pair.decode->rig.submit(greedy_request(1, {1, 2, 3}, 4));
+  pair.run_until_idle();
+  EXPECT_EQ(pair.prefill->rig.answers[1].tokens.size(), 1u);
+  EXPECT_EQ(pair.decode->rig.answers[1].tokens.size(), 4u);
+}
+
 TEST(Handover, RequestWithoutRoomIsA400OnBothSides) {
   Pair pair;
   pair.prefill->rig.submit(greedy_request(1, {1, 2, 3}, 4));

@@ -45,7 +45,8 @@ void PrefillWorker::submit(api::EngineRequest input) {
   Request* request = core_.admit(std::move(input), scheduler::LifeKind::kPrefill);
   if (request == nullptr) return;
   const auto& bootstrap = request->input.bootstrap;
-  if (!bootstrap || (!bootstrap->room && !bootstrap->is_fake())) {
+  const bool is_fake = core_.config.fake_transfer || (bootstrap && bootstrap->is_fake());
+  if (!is_fake && (!bootstrap || !bootstrap->room)) {
     return core_.end(*request,
                      aborted("Invalid request: Disaggregated request received without boostrap room id.", 400));
   }
@@ -53,7 +54,7 @@ void PrefillWorker::submit(api::EngineRequest input) {
   request->max_new_tokens = 1;  // the rest is decode's
   request->source = std::make_unique<SourceHandover>();
   SourceHandover& source = *request->source;
-  if (bootstrap->is_fake()) {
+  if (is_fake) {
     source.is_fake = true;
     advance(request->life, RequestState::kWaiting, core_.now());
     prefill_.push(*request);
