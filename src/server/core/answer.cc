@@ -77,14 +77,15 @@ void Answer::append_native(Sequence& sequence, double now_ts, std::string& out) 
     sequence.first_sent_ts = now_ts;
     meta.response_sent_to_client_ts = now_ts;
   }
-  if (sequence.finished()) meta.e2e_latency = now_ts - options_.received_ts;
+  double end_ts = sequence.finished_ts;
+  if (sequence.finished()) meta.e2e_latency = end_ts - options_.received_ts;
   if (sequence.finished() && options_.report_times) {
     meta.request_received_ts = options_.received_ts;
     meta.request_sent_to_scheduler_ts = options_.submitted_ts;
-    meta.decode_finished_ts = now_ts;
-    meta.inference_time = now_ts - options_.submitted_ts;
+    meta.decode_finished_ts = end_ts;
+    meta.inference_time = end_ts - options_.submitted_ts;
     if (sequence.first_token_at) meta.prefill_finished_ts = sequence.first_token_ts;
-    double decoding = now_ts - sequence.first_token_ts;
+    double decoding = end_ts - sequence.first_token_ts;
     if (sequence.first_token_at && decoding > 0) meta.decode_throughput = sequence.completion_tokens() / decoding;
   }
   sequence.native().append_object(out, meta);

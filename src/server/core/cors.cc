@@ -20,6 +20,7 @@ class CorsWriter final : public net::ResponseWriter {
   void on_closed(std::function<void()> on_closed) override { inner_->on_closed(std::move(on_closed)); }
   bool closed() const override { return inner_->closed(); }
   size_t backlog() const override { return inner_->backlog(); }
+  void on_drained(std::function<void()> on_drained) override { inner_->on_drained(std::move(on_drained)); }
 
  private:
   static void add_headers(net::Headers& headers) {

@@ -72,6 +72,7 @@ void Generation::emit(Sequence& sequence) {
 }
 
 void Generation::close(Sequence& sequence) {
+  sequence.finished_ts = parts_.clock->unix_seconds();
   emit(sequence);
   sequence.closed = true;
   --open_;
@@ -82,7 +83,7 @@ void Generation::close(Sequence& sequence) {
     metrics.generation_tokens.add(sequence.completion_tokens());
     metrics.cached_tokens.add(sequence.cached_tokens);
     if (sequence.finish()->kind == FinishKind::kAbort) metrics.aborted.add();
-    metrics.e2e_latency.observe(parts_.clock->unix_seconds() - answer_.options().received_ts);
+    metrics.e2e_latency.observe(sequence.finished_ts - answer_.options().received_ts);
     metrics.retractions.observe(sequence.total_retractions);
   }
   // One failed sequence fails an answer that is not streamed: the others need not go on.

@@ -58,7 +58,7 @@ class Sequence {
   bool closed = false;     // its last event is out; the engine has no word any more
   std::optional<double> first_sent_ts;
   std::optional<TimePoint> first_token_at, last_token_at;
-  double first_token_ts = 0;
+  double first_token_ts = 0, finished_ts = 0;  // unix seconds; set with the event that brings them
 
  private:
   void add_text(std::string_view text);
