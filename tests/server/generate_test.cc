@@ -92,6 +92,23 @@ TEST(Generate, BatchStreamInterleavesWithIndexAndOneDone) {
   EXPECT_EQ(events[3], "[DONE]");
 }
 
+TEST(Generate, LatencyOfEachSequenceEndsWithItsOwnLastToken) {
+  Fixture fixture;
+  auto pending =
+      std::async(std::launch::async, [&] { return fixture.post("/generate", R"({"input_ids":[[5],[6]]})"); });
+  ASSERT_TRUE(eventually([&] { return fixture.engine().submitted().size() == 2; }));
+  auto requests = fixture.engine().submitted();
+  fixture.clock().advance(1s);
+  fixture.engine().say(event_of(requests[0], {10}, length_finish(1)));
+  fixture.on_loop([] {});  // the first event is read
+  fixture.on_loop([] {});
+  fixture.clock().advance(2s);
+  fixture.engine().say(event_of(requests[1], {10}, length_finish(1)));
+  std::string body = pending.get().body;
+  EXPECT_EQ(at(body, "/0/meta_info/e2e_latency"), "1.0");
+  EXPECT_EQ(at(body, "/1/meta_info/e2e_latency"), "3.0");
+}
+
 TEST(Generate, NExpandsEachPromptPromptMajor) {
   Fixture fixture;
   fixture.engine().set_script([](const api::EngineRequest& request, const FakeEngine::Sink& sink) {
@@ -138,6 +155,27 @@ TEST(Generate, NoStopTrimKeepsTheStopString) {
   fixture.engine().set_script(says(ids_of("one STOP two")));
   auto response = fixture.post("/generate", R"({"text":"Hi","sampling_params":{"stop":"STOP","no_stop_trim":true}})");
   EXPECT_EQ(at(response.body, "/text"), "one STOP");
+}
+
+TEST(Generate, AtTheLengthLimitAStopStringIsNeitherLookedForNorTrimmed) {
+  Fixture fixture;
+  std::vector<int32_t> ids = ids_of("one STOP");
+  fixture.engine().set_script(says(ids));
+  auto response = fixture.post("/generate", R"({"text":"Hi","sampling_params":{"stop":"STOP"}})");
+  EXPECT_EQ(at(response.body, "/meta_info/finish_reason/type"), "length");
+  EXPECT_EQ(at(response.body, "/text"), "one STOP");
+  EXPECT_TRUE(fixture.engine().cancelled().empty());
+}
+
+TEST(Generate, TextHeldBackForAStopStringComesWithTheEnd) {
+  Fixture fixture;
+  std::vector<int32_t> ids = ids_of("one STO");
+  ids.push_back(1);
+  fixture.engine().set_script(says(ids, stop_token(1)));
+  auto events =
+      events_of(fixture.post("/generate", R"({"text":"Hi","stream":true,"sampling_params":{"stop":"STOP"}})").body);
+  EXPECT_EQ(at(events[ids.size() - 2], "/text"), "one ");
+  EXPECT_EQ(at(events[ids.size() - 1], "/text"), "one STO");
 }
 
 TEST(Generate, MatchedStopTokenIsCountedAndListedButNotInTheText) {
@@ -218,6 +256,31 @@ TEST(Generate, HangUpCancelsEverySequenceAtOnce) {
   EXPECT_TRUE(eventually([&] { return fixture.idle(); }));
   fixture.engine().say(event_of(fixture.engine().submitted()[0], {9}, length_finish(1)));  // late: nobody minds
   EXPECT_EQ(fixture.get("/ping").status, 200);
+}
+
+TEST(Generate, AClientThatDoesNotReadIsDroppedAndItsSequenceCancelled) {
+  net::HttpServerOptions options;
+  options.max_stream_backlog = 64 << 10;
+  Fixture fixture(tiny_config(), true, options);
+  fixture.engine().set_script(says(std::vector<int32_t>(6000, 5)));  // more than one turn of the loop reads
+  RawClient client(fixture.port());
+  std::string body = R"({"input_ids":[5],"stream":true})";
+  client.say("POST /generate HTTP/1.1\r\nHost: h\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" +
+             body);
+  ASSERT_TRUE(eventually([&] { return fixture.engine().submitted().size() == 1; }));
+  EXPECT_TRUE(eventually([&] { return fixture.idle(); }));
+  EXPECT_TRUE(eventually([&] { return fixture.engine().cancelled().size() == 1; }));
+}
+
+TEST(Generate, EventsBeyondOneTurnOfTheLoopKeepTheirOrder) {
+  Fixture fixture;
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < 20000; ++i) ids.push_back(i % 8000);
+  fixture.engine().set_script(says(ids));
+  auto response = fixture.post("/generate", R"({"input_ids":[5]})");
+  std::string expected = "[0";
+  for (size_t i = 1; i < ids.size(); ++i) expected += "," + std::to_string(ids[i]);
+  EXPECT_TRUE(at(response.body, "/output_ids") == expected + "]");
 }
 
 TEST(Generate, CancelsAreNotLostWhileTheQueueIsFull) {

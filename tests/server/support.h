@@ -54,7 +54,7 @@ class TestClock final : public Clock {
 
 class Fixture {
  public:
-  explicit Fixture(ServerConfig config = tiny_config(), bool started = true) {
+  explicit Fixture(ServerConfig config = tiny_config(), bool started = true, net::HttpServerOptions options = {}) {
     ServerParts parts;
     parts.loop = &loop_.loop();
     parts.clock = &clock_;
@@ -71,7 +71,7 @@ class Fixture {
     engine_ = std::make_unique<FakeEngine>(server_->engine_sink());
     loop_.on_loop([&] {
       if (started) server_->start(*engine_);
-      auto listening = net::HttpServer::listen(loop_.loop(), {}, server_->handler());
+      auto listening = net::HttpServer::listen(loop_.loop(), std::move(options), server_->handler());
       CHECK(listening.has_value());
       http_ = std::move(listening).value();
     });
