@@ -11,6 +11,8 @@ build_failed=0
 
 export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 export TSAN_OPTIONS=${TSAN_OPTIONS:-second_deadlock_stack=1}
+# UCX's hooks on madvise make the thread sanitizer crash at thread exit.
+export UCX_MEM_MMAP_HOOK_MODE=none
 
 # run PRESET TARGET [ctest arguments]
 run() {
