@@ -78,31 +78,61 @@ void put_tile(const Leaf& leaf, const TensorView& y, bool add, const RowTile& ti
   leaf.store_f32(acc, tile.rows, columns, y.as<float>() + at, n);
 }
 
-// Tiles of all rows of x, in the workspace; one row of even width serves as it lies.
-std::span<const RowTile> make_tiles(const Context& ctx, const Leaf& leaf, const TensorView& x) {
-  const int64_t rows = x.dim(0), k = x.dim(1), count = num_tiles(rows);
-  RowTile* tiles = ctx.workspace->take_array<RowTile>(size_t(count));
-  const uint16_t* input = x.as<uint16_t>();
-  if (rows == 1 && k % 2 == 0) {
-    tiles[0] = RowTile{reinterpret_cast<const uint32_t*>(input), 0, 1};
-    return {tiles, 1};
+// Tiles of a matrix of activations. A tile is packed by the thread that will use it where that is known.
+struct Tiles {
+  RowTile* tiles;
+  uint32_t* packed;  // null: the one row serves as it lies
+  const uint16_t* input;
+  int64_t rows, k, count;
+
+  Tiles(const Context& ctx, const TensorView& x)
+      : input(x.as<uint16_t>()), rows(x.dim(0)), k(x.dim(1)), count(num_tiles(x.dim(0))) {
+    const bool in_place = rows == 1 && k % 2 == 0;
+    tiles = ctx.workspace->take_array<RowTile>(size_t(count));
+    packed = in_place ? nullptr : ctx.workspace->take_array<uint32_t>(size_t(rows * num_pairs(k)));
   }
-  uint32_t* packed = ctx.workspace->take_array<uint32_t>(size_t(rows * num_pairs(k)));
-  const auto fill = [&](int64_t i, int) {
-    const uint16_t* from[kTileRows];
-    tiles[i] = tile_at(rows, i);
-    for (int64_t r = 0; r < tiles[i].rows; ++r) from[r] = input + (tiles[i].row + r) * k;
-    uint32_t* out = packed + tiles[i].row * num_pairs(k);
-    pack_tile(leaf, from, tiles[i].rows, k, out);
-    tiles[i].a = out;
-  };
-  if (count <= 2) {
-    for (int64_t i = 0; i < count; ++i) fill(i, 0);
-  } else {
-    ctx.pool->parallel_for(count, fill);
+
+  std::span<const RowTile> pack(const Leaf& leaf, int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; ++i) {
+      tiles[i] = tile_at(rows, i);
+      if (packed == nullptr) {
+        tiles[i].a = reinterpret_cast<const uint32_t*>(input);
+        continue;
+      }
+      const uint16_t* from[kTileRows];
+      for (int64_t r = 0; r < tiles[i].rows; ++r) from[r] = input + (tiles[i].row + r) * k;
+      uint32_t* out = packed + tiles[i].row * num_pairs(k);
+      pack_tile(leaf, from, tiles[i].rows, k, out);
+      tiles[i].a = out;
+    }
+    return {tiles + begin, size_t(end - begin)};
   }
-  return {tiles, size_t(count)};
-}
+};
+
+// One call of linear.
+struct Product {
+  const Leaf& leaf;
+  const PackedWeight::Impl& w;
+  const TensorView& y;
+  bool add;
+  char* scratch;  // per thread
+
+  // Panels [begin, end), `once` at a time.
+  void run(std::span<const RowTile> tiles, int64_t begin, int64_t end, int64_t once, int thread) const {
+    char* own = scratch == nullptr ? nullptr : scratch + kScratchBytes * size_t(thread);
+    const int64_t width = int64_t(size_of(y.dtype()));
+    for (int64_t panel = begin; panel < end; panel += once) {
+      PanelRange range{&w, panel, std::min(once, end - panel), 1, panel + once < end ? panel + once : -1};
+      range.out = y.as<char>() + panel * kPanel * width;
+      range.out_stride = w.n * width;
+      multiply(leaf, range, tiles, own, [&](const RowTile& tile, const float* acc) {
+        for (int64_t p = 0; p < range.panels; ++p) {
+          put_tile(leaf, y, add, tile, (panel + p) * kPanel, acc + p * tile.rows * kPanel);
+        }
+      });
+    }
+  }
+};
 
 }  // namespace
 
@@ -123,33 +153,33 @@ void pack_into(PackedWeight::Impl& impl, const std::vector<RawWeight>& stacked) 
   if (impl.dtype == DType::kF8E4M3) pack_scales(impl, stacked);
 }
 
+// Many rows times a small weight are split among threads by rows: a thread's packed tiles and outputs stay in its own
+// cache, and the weight in everyone's. Else by outputs, so that each byte of the weight is read once. Neither changes a
+// result. On two threads 512 x 512 x 512 runs at 0.74 of perfect scaling by outputs, at 0.9 by rows; 512 x 4096 x 2048
+// at 0.96 by outputs, at 0.86 by rows.
 void linear(const Context& ctx, TensorView x, const PackedWeight& weight, TensorView y, bool add) {
+  constexpr int64_t kRunTiles = 8, kSmallWeight = int64_t(1) << 20;
   const Leaf& leaf = leaf_of(ctx);
   const PackedWeight::Impl& w = *weight.impl();
   const device::WorkspaceScope scope(*ctx.workspace);
-  const std::span<const RowTile> tiles = make_tiles(ctx, leaf, x);
-  const int64_t panels = num_panels(w.n);
-  const bool fused = is_fused(w, tiles);
-  char* scratch = fused || w.dtype == DType::kBF16
-                      ? nullptr
-                      : ctx.workspace->take_array<char>(kScratchBytes * size_t(ctx.pool->num_threads()));
-  // Panels of a task, and of one product within it.
-  const int64_t threads = ctx.pool->num_threads(), once = fused ? kMaxPanels : 1;
+  const Tiles tiles(ctx, x);
+  const int64_t panels = num_panels(w.n), threads = ctx.pool->num_threads();
+  const bool f8 = w.dtype == DType::kF8E4M3, fused = f8 && tiles.count == 1;
+  char* scratch = f8 && !fused ? ctx.workspace->take_array<char>(kScratchBytes * size_t(threads)) : nullptr;
+  const Product product{leaf, w, y, add, scratch};
+  if (tiles.count >= 2 * threads && w.n * w.k <= kSmallWeight) {
+    const int64_t tasks = threads * ((tiles.count + threads * kRunTiles - 1) / (threads * kRunTiles));
+    ctx.pool->parallel_for(tasks, [&](int64_t i, int thread) {
+      const int64_t begin = i * tiles.count / tasks, end = (i + 1) * tiles.count / tasks;
+      product.run(tiles.pack(leaf, begin, end), 0, panels, 1, thread);
+    });
+    return;
+  }
+  const std::span<const RowTile> all = tiles.pack(leaf, 0, tiles.count);
+  const int64_t once = fused ? kMaxPanels : 1;
   const int64_t group = std::clamp<int64_t>(panels / (4 * threads), 1, kMaxPanels);
   const auto body = [&](int64_t i, int thread) {
-    char* own = scratch == nullptr ? nullptr : scratch + kScratchBytes * size_t(thread);
-    const int64_t end = std::min(panels, (i + 1) * group);
-    for (int64_t panel = i * group; panel < end; panel += once) {
-      PanelRange range{&w, panel, std::min(once, end - panel), 1, panel + once < end ? panel + once : -1};
-      const int64_t width = int64_t(size_of(y.dtype()));
-      range.out = y.as<char>() + panel * kPanel * width;
-      range.out_stride = w.n * width;
-      multiply(leaf, range, tiles, own, [&](const RowTile& tile, const float* acc) {
-        for (int64_t p = 0; p < range.panels; ++p) {
-          put_tile(leaf, y, add, tile, (panel + p) * kPanel, acc + p * tile.rows * kPanel);
-        }
-      });
-    }
+    product.run(all, i * group, std::min(panels, (i + 1) * group), once, thread);
   };
   const int64_t tasks = (panels + group - 1) / group;
   if (x.dim(0) * w.n * w.k < kSerialWork) {
