@@ -48,76 +48,118 @@ Plan make_plan(const Context& ctx, const SlotSort& sort) {
   return Plan{{active, num_active}, {tiles, count}, {inner, count}};
 }
 
-// Gathers the rows of every tile; a tile of one row needs no copy.
-void gather(const Context& ctx, const Leaf& leaf, const TensorView& x, const SlotSort& sort, Plan& plan) {
-  const int64_t width = x.dim(1), pairs = num_pairs(width);
-  uint32_t* packed = ctx.workspace->take_array<uint32_t>(sort.row_token.size() * size_t(pairs));
-  const auto fill = [&](int64_t i) {
+// Panels (or pairs of them) that a task takes in a row, so that it can fetch the next while it multiplies one.
+constexpr int64_t kRun = 4;
+
+// One call of grouped_mlp, in the pieces that its two schedules share.
+struct Mlp {
+  const Leaf& leaf;
+  const TensorView& x;
+  const SlotSort& sort;
+  std::span<const ExpertWeights* const> experts;
+  int64_t width;
+  const TensorView& y;
+  Plan plan;
+  uint32_t* packed;  // gathered rows in tile form
+  uint32_t* inner;   // activations between the projections
+  char* scratch;     // per thread
+
+  char* own(int thread) const { return scratch + kScratchBytes * size_t(thread); }
+
+  // Gathers the rows of a tile; a tile of one row needs no copy.
+  void gather(int64_t i) const {
+    const int64_t hidden = x.dim(1), pairs = num_pairs(hidden);
     RowTile& tile = plan.tiles[size_t(i)];
     const uint16_t* from[kTileRows];
     for (int64_t r = 0; r < tile.rows; ++r) {
-      from[r] = x.as<uint16_t>() + sort.row_token[size_t(tile.row + r)] * width;
+      from[r] = x.as<uint16_t>() + sort.row_token[size_t(tile.row + r)] * hidden;
     }
-    if (tile.rows == 1 && width % 2 == 0) {
+    plan.inner[size_t(i)] = RowTile{inner + tile.row * (width / 2), tile.row, tile.rows};
+    if (tile.rows == 1 && hidden % 2 == 0) {
       tile.a = reinterpret_cast<const uint32_t*>(from[0]);
       return;
     }
     uint32_t* out = packed + tile.row * pairs;
-    pack_tile(leaf, from, tile.rows, width, out);
+    pack_tile(leaf, from, tile.rows, hidden, out);
     tile.a = out;
-  };
-  for_rows(ctx, int64_t(plan.tiles.size()), int64_t(sort.row_token.size()) * width / int64_t(plan.tiles.size()), fill);
-}
+  }
 
-// Panels (or pairs of them) that a task takes in a row, so that it can fetch the next while it multiplies one.
-constexpr int64_t kRun = 4;
-
-// Gate and up panels of a slot side by side, so that their activation never leaves the core.
-void gate_up(const Context& ctx, const Leaf& leaf, std::span<const ExpertWeights* const> experts, int64_t width,
-             const Plan& plan, uint32_t* inner, char* scratch) {
-  const int64_t panels = width / kPanel, pairs = width / 2, runs = (panels + kRun - 1) / kRun;
-  ctx.pool->parallel_for(int64_t(plan.active.size()) * runs, [&](int64_t i, int thread) {
-    const Active& active = plan.active[size_t(i / runs)];
+  // Gate and up panels [begin, end) of a slot side by side, so that their activation never leaves the core.
+  void gate_up(const Active& active, int64_t begin, int64_t end, int thread) const {
     const auto tiles = plan.tiles.subspan(size_t(active.first_tile), size_t(active.tiles));
-    const int64_t end = std::min(panels, (i % runs + 1) * kRun);
-    for (int64_t panel = i % runs * kRun; panel < end; ++panel) {
-      const PanelRange range{experts[size_t(active.slot)]->gate_up.impl(), panel, 2, panels,
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const PanelRange range{experts[size_t(active.slot)]->gate_up.impl(), panel, 2, width / kPanel,
                              panel + 1 < end ? panel + 1 : -1};
-      multiply(leaf, range, tiles, scratch + kScratchBytes * size_t(thread),
-               [&](const RowTile& tile, const float* acc) {
-                 alignas(64) uint32_t words[kTileRows * kPanel / 2];
-                 const uint32_t* from[kTileRows];
-                 leaf.swiglu_tile(acc, acc + tile.rows * kPanel, tile.rows, words);
-                 for (int64_t r = 0; r < tile.rows; ++r) from[r] = words + r * kPanel / 2;
-                 uint32_t* to = inner + tile.row * pairs + panel * kPanel / 2 * tile.rows;
-                 leaf.transpose(from, tile.rows, kPanel / 2, to, tile.rows);
-               });
+      multiply(leaf, range, tiles, own(thread), [&](const RowTile& tile, const float* acc) {
+        alignas(64) uint32_t words[kTileRows * kPanel / 2];
+        const uint32_t* from[kTileRows];
+        leaf.swiglu_tile(acc, acc + tile.rows * kPanel, tile.rows, words);
+        for (int64_t r = 0; r < tile.rows; ++r) from[r] = words + r * kPanel / 2;
+        uint32_t* to = inner + tile.row * (width / 2) + panel * kPanel / 2 * tile.rows;
+        leaf.transpose(from, tile.rows, kPanel / 2, to, tile.rows);
+      });
     }
-  });
-}
+  }
 
-void down(const Context& ctx, const Leaf& leaf, std::span<const ExpertWeights* const> experts, const Plan& plan,
-          const TensorView& y, char* scratch) {
-  const int64_t hidden = y.dim(1), panels = num_panels(hidden), runs = (panels + kRun - 1) / kRun;
-  ctx.pool->parallel_for(int64_t(plan.active.size()) * runs, [&](int64_t i, int thread) {
-    const Active& active = plan.active[size_t(i / runs)];
+  void down(const Active& active, int64_t begin, int64_t end, int thread) const {
     const auto tiles = plan.inner.subspan(size_t(active.first_tile), size_t(active.tiles));
     const PackedWeight::Impl& w = *experts[size_t(active.slot)]->down.impl();
-    const int64_t once = is_fused(w, tiles) ? kRun : 1, end = std::min(panels, (i % runs + 1) * kRun);
-    for (int64_t panel = i % runs * kRun; panel < end; panel += once) {
+    const int64_t hidden = y.dim(1), once = is_fused(w, tiles) ? kRun : 1;
+    for (int64_t panel = begin; panel < end; panel += once) {
       PanelRange range{&w, panel, std::min(once, end - panel), 1, panel + once < end ? panel + once : -1};
       range.out = reinterpret_cast<char*>(y.as<float>() + panel * kPanel);
       range.out_stride = hidden * int64_t(sizeof(float));
-      multiply(leaf, range, tiles, scratch + kScratchBytes * size_t(thread),
-               [&](const RowTile& tile, const float* acc) {
-                 for (int64_t p = 0; p < range.panels; ++p) {
-                   const int64_t column = (panel + p) * kPanel;
-                   leaf.store_f32(acc + p * tile.rows * kPanel, tile.rows, std::min(kPanel, hidden - column),
-                                  y.as<float>() + tile.row * hidden + column, hidden);
-                 }
-               });
+      multiply(leaf, range, tiles, own(thread), [&](const RowTile& tile, const float* acc) {
+        for (int64_t p = 0; p < range.panels; ++p) {
+          const int64_t column = (panel + p) * kPanel;
+          leaf.store_f32(acc + p * tile.rows * kPanel, tile.rows, std::min(kPanel, hidden - column),
+                         y.as<float>() + tile.row * hidden + column, hidden);
+        }
+      });
     }
+  }
+};
+
+// Puts the slots with most work first and says whether handing them out whole keeps the threads about equally busy.
+bool can_balance_whole_slots(const Context& ctx, std::span<Active> active) {
+  std::sort(active.begin(), active.end(),
+            [](const Active& a, const Active& b) { return a.tiles != b.tiles ? a.tiles > b.tiles : a.slot < b.slot; });
+  const device::WorkspaceScope scope(*ctx.workspace);
+  const int64_t threads = ctx.pool->num_threads();
+  int64_t* load = ctx.workspace->take_array<int64_t>(size_t(threads));
+  std::fill_n(load, threads, 0);
+  int64_t total = 0;
+  for (const Active& a : active) {
+    *std::min_element(load, load + threads) += a.tiles;
+    total += a.tiles;
+  }
+  return *std::max_element(load, load + threads) * threads * 10 <= total * 11;
+}
+
+// A slot's whole MLP on one thread: its activations stay in that core's cache and threads meet once.
+void run_whole_slots(const Context& ctx, const Mlp& mlp) {
+  ctx.pool->parallel_for(int64_t(mlp.plan.active.size()), [&](int64_t i, int thread) {
+    const Active& active = mlp.plan.active[size_t(i)];
+    for (int64_t t = 0; t < active.tiles; ++t) mlp.gather(active.first_tile + t);
+    mlp.gate_up(active, 0, mlp.width / kPanel, thread);
+    mlp.down(active, 0, num_panels(mlp.y.dim(1)), thread);
   });
+}
+
+// Slots cut into runs of panels, for when a few of them have most of the rows.
+void run_cut_slots(const Context& ctx, const Mlp& mlp) {
+  const int64_t count = int64_t(mlp.plan.active.size()), hidden = mlp.y.dim(1);
+  const auto runs_of = [](int64_t panels) { return (panels + kRun - 1) / kRun; };
+  const auto in_runs = [&](int64_t panels, auto body) {
+    const int64_t runs = runs_of(panels);
+    ctx.pool->parallel_for(count * runs, [&](int64_t i, int thread) {
+      const int64_t begin = i % runs * kRun;
+      body(mlp.plan.active[size_t(i / runs)], begin, std::min(panels, begin + kRun), thread);
+    });
+  };
+  for_rows(ctx, int64_t(mlp.plan.tiles.size()), kTileRows * hidden, [&](int64_t i) { mlp.gather(i); });
+  in_runs(mlp.width / kPanel, [&](auto&... args) { mlp.gate_up(args...); });
+  in_runs(num_panels(hidden), [&](auto&... args) { mlp.down(args...); });
 }
 
 // Widths that are no multiple of a panel: slot by slot through linear.
@@ -176,16 +218,12 @@ void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::sp
   if (intermediate % kPanel != 0) return mlp_unfused(ctx, x, sort, experts, intermediate, y);
   const Leaf& leaf = leaf_of(ctx);
   const device::WorkspaceScope scope(*ctx.workspace);
-  const int64_t pairs = intermediate / 2;
-  Plan plan = make_plan(ctx, sort);
-  gather(ctx, leaf, x, sort, plan);
-  uint32_t* inner = ctx.workspace->take_array<uint32_t>(sort.row_token.size() * size_t(pairs));
-  for (size_t i = 0; i < plan.tiles.size(); ++i) {
-    plan.inner[i] = RowTile{inner + plan.tiles[i].row * pairs, plan.tiles[i].row, plan.tiles[i].rows};
-  }
-  char* scratch = ctx.workspace->take_array<char>(kScratchBytes * size_t(ctx.pool->num_threads()));
-  gate_up(ctx, leaf, experts, intermediate, plan, inner, scratch);
-  down(ctx, leaf, experts, plan, y, scratch);
+  const size_t rows = sort.row_token.size();
+  Mlp mlp{leaf, x, sort, experts, intermediate, y, make_plan(ctx, sort), nullptr, nullptr, nullptr};
+  mlp.packed = ctx.workspace->take_array<uint32_t>(rows * size_t(num_pairs(x.dim(1))));
+  mlp.inner = ctx.workspace->take_array<uint32_t>(rows * size_t(intermediate / 2));
+  mlp.scratch = ctx.workspace->take_array<char>(kScratchBytes * size_t(ctx.pool->num_threads()));
+  can_balance_whole_slots(ctx, mlp.plan.active) ? run_whole_slots(ctx, mlp) : run_cut_slots(ctx, mlp);
 }
 
 void combine(const Context& ctx, TensorView y, const SlotSort& sort, TensorView weights, TensorView out) {
@@ -206,7 +244,7 @@ size_t moe_workspace_bytes(const Context& ctx, int64_t max_rows, int32_t top_k, 
                        kScratchBytes * size_t(ctx.pool->num_threads());
   const size_t unfused = size_t(rows * (2 * hidden + 10 * intermediate)) +
                          cpu::linear_workspace_bytes(ctx, rows, hidden, std::max(hidden, intermediate));
-  return tiles + (intermediate % kPanel == 0 ? fused : unfused) + 1024;
+  return tiles + (intermediate % kPanel == 0 ? fused : unfused) + size_t(ctx.pool->num_threads()) * 8 + 1024;
 }
 
 }  // namespace tandem::kernels::cpu
