@@ -16,6 +16,10 @@ void append_json_int(std::string& out, int64_t value);
 // The shortest text that reads back as the same value, with a fraction or exponent; null where JSON has no such number.
 void append_json_number(std::string& out, double value);
 void append_json_number(std::string& out, float value);
+// Between the entries of a list; nothing before the first.
+inline void append_json_comma(std::string& out) {
+  if (!out.empty()) out += ',';
+}
 inline void append_json_bool(std::string& out, bool value) { out += value ? "true" : "false"; }
 
 }  // namespace tandem::api

@@ -6,10 +6,6 @@
 namespace tandem::api {
 namespace {
 
-void comma(std::string& out) {
-  if (!out.empty()) out += ',';
-}
-
 // [logprob|null, token_id, text|null]; a logprob that is not finite is null.
 void append_triple(std::string& out, float logprob, int32_t id, const TokenText& token_text) {
   out += '[';
@@ -79,10 +75,10 @@ void append_finish_reason(std::string& out, const FinishReason* finish) {
 
 void NativeSequence::add_logprob(LogprobLists& lists, const TokenLogprob& logprob) {
   float value = logprob.present ? logprob.logprob : std::numeric_limits<float>::quiet_NaN();
-  comma(lists.token);
+  append_json_comma(lists.token);
   append_triple(lists.token, value, logprob.token, options_.token_text);
   if (options_.with_top) {
-    comma(lists.top);
+    append_json_comma(lists.top);
     if (logprob.present) {
       lists.top += '[';
       bool first = true;
@@ -97,7 +93,7 @@ void NativeSequence::add_logprob(LogprobLists& lists, const TokenLogprob& logpro
     }
   }
   if (options_.token_ids_logprob.empty()) return;
-  comma(lists.ids);
+  append_json_comma(lists.ids);
   if (!logprob.present) {
     lists.ids += "null";
     return;
@@ -112,7 +108,7 @@ void NativeSequence::add_logprob(LogprobLists& lists, const TokenLogprob& logpro
 }
 
 void NativeSequence::add_token(int32_t id, const TokenLogprob* logprob) {
-  comma(ids_);
+  append_json_comma(ids_);
   append_json_int(ids_, id);
   if (options_.return_logprob && logprob) add_logprob(output_, *logprob);
 }

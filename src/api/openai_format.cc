@@ -4,10 +4,6 @@
 namespace tandem::api {
 namespace {
 
-void comma(std::string& out) {
-  if (!out.empty()) out += ',';
-}
-
 // ,"key": or "key": with the comma left to the caller
 void append_text_or_null(std::string& out, std::string_view text) {
   if (text.empty()) {
@@ -101,7 +97,7 @@ std::string_view chunk_object(Dialect dialect) {
 void OpenAiLogprobs::add(const TokenLogprob& logprob, const TokenText& token_text) {
   std::string token = text_of(token_text, logprob.token);
   if (dialect_ == Dialect::kChat) {
-    comma(content_);
+    append_json_comma(content_);
     append_chat_token(content_, token, logprob.logprob);
     content_ += R"(,"top_logprobs":[)";
     for (size_t i = 0; i < logprob.top.size(); ++i) {
@@ -112,17 +108,17 @@ void OpenAiLogprobs::add(const TokenLogprob& logprob, const TokenText& token_tex
     content_ += "]}";
     return;
   }
-  comma(offsets_);
+  append_json_comma(offsets_);
   offsets_ += "-1";  // SGLang does not give offsets
-  comma(values_);
+  append_json_comma(values_);
   if (logprob.present) {
     append_json_number(values_, logprob.logprob);
   } else {
     values_ += "null";
   }
-  comma(tokens_);
+  append_json_comma(tokens_);
   append_json_string(tokens_, token);
-  comma(top_);
+  append_json_comma(top_);
   if (logprob.top.empty()) {
     top_ += "null";
     return;

@@ -301,7 +301,7 @@ struct Resolver {
     engine.default_bootstrap_port = uint16_t(flags.integer("disaggregation_bootstrap_port"));
     engine.digest_sample_rate = flags.number("kv_digest_sample_rate");
     const std::string backend = flags.text("disaggregation_transfer_backend");
-    if (backend == "fake") config.refusals.push_back("--disaggregation-transfer-backend fake");
+    engine.fake_transfer = backend == "fake";
     if (backend == "ascend") fault("--disaggregation-transfer-backend ascend: only mooncake, nixl, ucx and fake");
     if (engine.role == engine::Role::kDecode) {
       for (const char* field : {"disaggregation_decode_tp", "disaggregation_decode_dp"}) {

@@ -186,13 +186,12 @@ Status ProcessImpl::open_kv_port() {
   options.heartbeat_interval = from_seconds(config_.environment.heartbeat_interval_s);
   options.heartbeat_max_failures = int32_t(config_.environment.heartbeat_max_failures);
   options.secret = config_.environment.kv_secret;
+  port_.emplace(kTransferQueue);
+  if (config_.engine.fake_transfer) return Ok{};  // nobody is talked to
   const std::string backend = config_.flags.text("disaggregation_transfer_backend");
-  if (backend != "fake") {
-    log::info("KV transfer backend: UCX{}", backend == "ucx" ? "" : fmt::format(" (for {})", backend));
-  }
+  log::info("KV transfer backend: UCX{}", backend == "ucx" ? "" : fmt::format(" (for {})", backend));
   std::span<std::byte> region(static_cast<std::byte*>(cache_->base()), size_t(cache_->layout().total_bytes()));
   ASSIGN_OR_RETURN(std::unique_ptr<kv::KvTransfer> transfer, kv::make_ucx_transfer(options, region));
-  port_.emplace(kTransferQueue);
   transfer_ = std::make_unique<kv::TransferThread>(std::move(transfer), *port_, clock_, [this] {
     if (engine::Engine* engine = woken_.load()) engine->wake();
   });
@@ -202,7 +201,6 @@ Status ProcessImpl::open_kv_port() {
 
 Status ProcessImpl::build_engine() {
   sample_pool_.emplace(1);
-  sample_workspace_.emplace(device::Device::kCpu, size_t(config_.model.vocab_size) * 64 + (1 << 20));
   communicator_ = std::move(parallel::make_local_communicators(1, kVoteDeadline).front());
   engine::EngineParts parts;
   parts.clock = &clock_;
@@ -210,6 +208,8 @@ Status ProcessImpl::build_engine() {
   parts.kernels.backend = config_.backend;
   parts.kernels.isa = config_.isa;
   parts.kernels.pool = &*sample_pool_;
+  sample_workspace_.emplace(device::Device::kCpu,
+                            kernels::sample_workspace_bytes(parts.kernels, config_.model.vocab_size));
   parts.kernels.workspace = &*sample_workspace_;
   parts.cache = &*cache_;
   parts.transfer = port_ ? &*port_ : nullptr;
@@ -358,7 +358,8 @@ void ProcessImpl::begin_drain() {
 
 void ProcessImpl::watch_drain() {
   const bool hurried = signals_seen() > 1 || clock_.now() > drain_deadline_;
-  if (server_->active_requests() == 0) return loop_.stop();
+  // The last bytes of the last answer leave before their connections close.
+  if (server_->active_requests() == 0 && (http_->open_connections() == 0 || hurried)) return loop_.stop();
   if (hurried && !aborted_) {
     aborted_ = true;
     log::warning("{} requests are aborted", server_->active_requests());

@@ -13,6 +13,7 @@
 #include <iterator>
 #include <sstream>
 #include <thread>
+#include <tuple>
 
 #include "app/bench.h"
 #include "app/child_process.h"
@@ -366,6 +367,14 @@ int run_up(Args args) {
     return 2;
   }
   if (parsed->help_shown) return 0;
+  for (const auto& [field, low, high] : {std::tuple{"port", 1, 65535}, std::tuple{"num_prefill", 1, 64},
+                                         std::tuple{"num_decode", 1, 64}, std::tuple{"num_threads", 1, 1024}}) {
+    if (!parsed->values.has(field)) continue;
+    const int64_t value = parsed->values.integer(field);
+    if (value >= low && value <= high) continue;
+    fmt::print(stderr, "tandem up: error: --{}: wanted {} to {}, got {}\n", field, low, high, value);
+    return 2;
+  }
   watch_signals();
   Status done = run_fleet(parsed->values);
   if (done) return 0;

@@ -27,7 +27,7 @@ using tcp = asio::ip::tcp;
 // halfway.
 constexpr Duration kPoolIdleTime = std::chrono::seconds(4);
 constexpr size_t kMaxIdlePerOrigin = 1024;
-constexpr int kReadsPerWake = 16;
+constexpr int kReadsPerTurn = 16;
 constexpr size_t kMaxAnswerHeader = 256 << 10;
 
 struct IdleConnection {
@@ -286,7 +286,7 @@ void Call::resume() {
 
 void Call::on_readable() {
   auto client = client_;
-  for (int i = 0; i < kReadsPerWake && !over_ && !paused_; ++i) {
+  for (int i = 0; i < kReadsPerTurn && !over_ && !paused_; ++i) {
     error_code error;
     size_t n = socket_.read_some(asio::buffer(client->scratch.data(), client->scratch.size()), error);
     if (error == asio::error::would_block || error == asio::error::try_again) break;

@@ -38,6 +38,12 @@ void CircuitBreaker::end(bool trial, Outcome outcome, TimePoint now) {
   if (static_cast<int>(failures_.size()) >= config_.failure_threshold) open(now);
 }
 
+void CircuitBreaker::reset() {
+  open_ = false;
+  trial_successes_ = 0;
+  failures_.clear();
+}
+
 void CircuitBreaker::open(TimePoint now) {
   open_ = true;
   opened_at_ = now;

@@ -1,7 +1,7 @@
 // CircuitBreaker: keeps requests away from an instance that fails them.
 //
 //   closed --failure_threshold failures within window--> open --timeout--> half-open
-//   half-open --success_threshold successes--> closed;  half-open --a failure--> open
+//   half-open --success_threshold successes--> closed;  half-open --a failure--> open;  any --reset--> closed
 //
 // Half-open lets at most success_threshold requests try at a time. Pure: time is an argument. One thread.
 #pragma once
@@ -25,6 +25,8 @@ class CircuitBreaker {
   // the half-open state, is given to end(): requests from before the breaker opened say nothing about its recovery.
   bool begin(TimePoint now);
   void end(bool trial, Outcome outcome, TimePoint now);
+  // The instance was down and is back, perhaps as another process: what its predecessor failed does not count.
+  void reset();
   State state(TimePoint now) const;
 
  private:

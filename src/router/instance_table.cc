@@ -60,6 +60,7 @@ size_t InstanceTable::healthy_count(Role role) const {
 
 bool InstanceTable::note_check(Instance& instance, bool ok, TimePoint now) const {
   const bool before = instance.healthy;
+  if (ok && instance.failures > 0) instance.breaker.reset();
   instance.successes = ok ? instance.successes + 1 : 0;
   instance.failures = ok ? 0 : instance.failures + 1;
   if (ok && !instance.healthy) {
