@@ -17,41 +17,6 @@
 
 namespace tandem::bench {
 
-// Sixteen dot products in flight on registers alone. In assembler: a compiler sees sixteen equal sums and keeps one.
-__attribute__((target("avx512f,avx512bf16"))) inline void spin_dpbf16(int64_t rounds) {
-#define TANDEM_DP(n) "vdpbf16ps %%zmm30, %%zmm31, %%zmm" #n "\n\t"
-  for (int64_t i = 0; i < rounds; ++i) {
-    __asm__ volatile(TANDEM_DP(0) TANDEM_DP(1) TANDEM_DP(2) TANDEM_DP(3) TANDEM_DP(4) TANDEM_DP(5) TANDEM_DP(6)
-                         TANDEM_DP(7) TANDEM_DP(8) TANDEM_DP(9) TANDEM_DP(10) TANDEM_DP(11) TANDEM_DP(12) TANDEM_DP(13)
-                             TANDEM_DP(14) TANDEM_DP(15)
-                     :
-                     :
-                     : "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11",
-                       "zmm12", "zmm13", "zmm14", "zmm15");
-  }
-#undef TANDEM_DP
-}
-__attribute__((target("avx2,fma"))) inline void spin_fma(int64_t rounds) {
-#define TANDEM_FMA(n) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #n "\n\t"
-  for (int64_t i = 0; i < rounds; ++i) {
-    __asm__ volatile(TANDEM_FMA(0) TANDEM_FMA(1) TANDEM_FMA(2) TANDEM_FMA(3) TANDEM_FMA(4) TANDEM_FMA(5) TANDEM_FMA(6)
-                         TANDEM_FMA(7) TANDEM_FMA(8) TANDEM_FMA(9) TANDEM_FMA(10) TANDEM_FMA(11)
-                     :
-                     :
-                     : "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10",
-                       "ymm11");
-  }
-#undef TANDEM_FMA
-}
-
-// Multiply-adds on registers by all threads, as operations per second.
-inline double measure_dot_flops(int num_threads) {
-  constexpr int64_t kRounds = 2'000'000;
-  const bool bf16 = kernels::cpu_supports(kernels::Isa::kAvx512Bf16);
-  const double best = best_seconds(num_threads, 5, [&](int) { bf16 ? spin_dpbf16(kRounds) : spin_fma(kRounds); });
-  return double(kRounds) * (bf16 ? 16 * 64 : 12 * 16) * num_threads / best;
-}
-
 struct KernelBench {
   explicit KernelBench(int argc, char** argv)
       : filter(argc > 1 ? argv[1] : ""), pool(kThreads), workspace(device::Device::kCpu, size_t(1) << 30) {
@@ -64,7 +29,7 @@ struct KernelBench {
     }
     ctx.pool = &pool;
     ctx.workspace = &workspace;
-    limits = {measure_read_bandwidth(kThreads), measure_dot_flops(kThreads)};
+    limits = {measure_read_bandwidth(kThreads), measure_flops(kThreads)};
     fmt::print("{{\"machine\":{{\"threads\":{},\"isa\":\"{}\",\"read_gb_s\":{:.1f},\"gflop_s\":{:.0f}}}}}\n", kThreads,
                kernels::to_string(ctx.isa), limits.read_bytes_per_s / 1e9, limits.flops_per_s / 1e9);
   }

@@ -63,35 +63,39 @@ inline double measure_read_bandwidth(int num_threads) {
   return double(kBytes) * num_threads / best;
 }
 
-constexpr int64_t kFlopRounds = 4'000'000;
+constexpr int64_t kFlopRounds = 2'000'000;
 
-__attribute__((target("avx512f,avx512bf16"))) inline float spin_avx512_bf16() {
-  __m512 sums[16] = {};
-  const __m512bh a = __m512bh(_mm512_set1_epi32(0x3f803f80)), b = __m512bh(_mm512_set1_epi32(0x3a803a80));
-  for (int64_t i = 0; i < kFlopRounds; ++i) {
-    for (__m512& sum : sums) sum = _mm512_dpbf16_ps(sum, a, b);
+// Sixteen dot products in flight on registers alone. In assembler: a compiler sees sixteen equal sums and keeps one.
+__attribute__((target("avx512f,avx512bf16"))) inline void spin_dpbf16(int64_t rounds) {
+#define TANDEM_DP(n) "vdpbf16ps %%zmm30, %%zmm31, %%zmm" #n "\n\t"
+  for (int64_t i = 0; i < rounds; ++i) {
+    __asm__ volatile(TANDEM_DP(0) TANDEM_DP(1) TANDEM_DP(2) TANDEM_DP(3) TANDEM_DP(4) TANDEM_DP(5) TANDEM_DP(6)
+                         TANDEM_DP(7) TANDEM_DP(8) TANDEM_DP(9) TANDEM_DP(10) TANDEM_DP(11) TANDEM_DP(12) TANDEM_DP(13)
+                             TANDEM_DP(14) TANDEM_DP(15)
+                     :
+                     :
+                     : "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11",
+                       "zmm12", "zmm13", "zmm14", "zmm15");
   }
-  float total = 0;
-  for (const __m512& sum : sums) total += _mm512_cvtss_f32(sum);
-  return total;
+#undef TANDEM_DP
 }
-
-__attribute__((target("avx2,fma"))) inline float spin_avx2() {
-  __m256 sums[12] = {};
-  const __m256 a = _mm256_set1_ps(1.0f), b = _mm256_set1_ps(1e-3f);
-  for (int64_t i = 0; i < kFlopRounds; ++i) {
-    for (__m256& sum : sums) sum = _mm256_fmadd_ps(a, b, sum);
+__attribute__((target("avx2,fma"))) inline void spin_fma(int64_t rounds) {
+#define TANDEM_FMA(n) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #n "\n\t"
+  for (int64_t i = 0; i < rounds; ++i) {
+    __asm__ volatile(TANDEM_FMA(0) TANDEM_FMA(1) TANDEM_FMA(2) TANDEM_FMA(3) TANDEM_FMA(4) TANDEM_FMA(5) TANDEM_FMA(6)
+                         TANDEM_FMA(7) TANDEM_FMA(8) TANDEM_FMA(9) TANDEM_FMA(10) TANDEM_FMA(11)
+                     :
+                     :
+                     : "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10",
+                       "ymm11");
   }
-  float total = 0;
-  for (const __m256& sum : sums) total += _mm256_cvtss_f32(sum);
-  return total;
+#undef TANDEM_FMA
 }
 
 inline double measure_flops(int num_threads) {
   const bool bf16 = kernels::cpu_supports(kernels::Isa::kAvx512Bf16);
-  std::vector<float> sums(static_cast<size_t>(num_threads));
   const double best =
-      best_seconds(num_threads, 5, [&](int t) { sums[size_t(t)] = bf16 ? spin_avx512_bf16() : spin_avx2(); });
+      best_seconds(num_threads, 5, [&](int) { bf16 ? spin_dpbf16(kFlopRounds) : spin_fma(kFlopRounds); });
   const double per_round = bf16 ? 16 * 64 : 12 * 16;  // 32 products and sums per dpbf16, 8 per fma
   return double(kFlopRounds) * per_round * num_threads / best;
 }

@@ -11,6 +11,7 @@
 #include "app/memory_plan.h"
 #include "app/signals.h"
 #include "base/log.h"
+#include "kernels/sample.h"
 #include "kv/transfer_thread.h"
 #include "net/http_server.h"
 #include "parallel/communicator.h"
