@@ -1,7 +1,7 @@
 # tandem_room(NAME [NO_UNITY] [USES rooms...] [LINKS libraries...])
 # One static library per room from src/NAME/**/*.cc, linked to exactly the rooms it may see. A room's own CMakeLists.txt
-# may add source properties (instruction sets) afterwards. The sanitizer presets compile a room's sources in a few unity files,
-# which takes a third of the time; NO_UNITY exempts a room whose sources define the same private names.
+# may add source properties (instruction sets) afterwards. The sanitizer presets compile a room's sources in a few unity
+# files, which takes a third of the time; NO_UNITY exempts a room whose sources define the same private names.
 function(tandem_room name)
   cmake_parse_arguments(ROOM "NO_UNITY" "" "USES;LINKS" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
