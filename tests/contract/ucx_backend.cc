@@ -47,7 +47,13 @@ class ProcessPeer final : public EchoPeer {
     }
     pid_ = 0;
   }
-  void freeze() override { ::kill(pid_, SIGSTOP); }
+  void freeze() override {
+    ::kill(pid_, SIGSTOP);
+    int status = 0;
+    // The signal takes effect a moment later, in which the peer could still answer.
+    while (waitpid(pid_, &status, WUNTRACED) == pid_ && !WIFSTOPPED(status)) {
+    }
+  }
 
  private:
   pid_t pid_ = 0;
