@@ -7,6 +7,7 @@ namespace tandem::json {
 std::string dump(const Value& value) { return boost::json::serialize(value); }
 
 Result<Document> Document::parse(std::string_view text, std::string_view name) {
+  if (text.empty()) return invalid_input(fmt::format("{}: not valid JSON: empty", name));  // data() may be null
   Document document;
   document.parser_ = std::make_unique<simdjson::dom::parser>();
   simdjson::error_code error = document.parser_->parse(text.data(), text.size(), true).get(document.root_);

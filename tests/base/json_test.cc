@@ -15,6 +15,8 @@ TEST(JsonDocument, ReadsAndNamesTheFileOfBrokenText) {
   EXPECT_NE(broken.error().message.find("config.json"), std::string::npos);
 }
 
+TEST(JsonDocument, EmptyTextIsRefused) { EXPECT_FALSE(Document::parse({}, "config.json")); }
+
 TEST(JsonDocument, MissingFileIsNotFound) {
   EXPECT_EQ(Document::load("/nonexistent/config.json").error().code, ErrorCode::kNotFound);
 }
