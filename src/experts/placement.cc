@@ -1,0 +1,74 @@
+#include "experts/placement.h"
+
+#include <fmt/format.h>
+
+#include "base/check.h"
+
+namespace tandem::experts {
+namespace {
+
+Status validate_layer(const ExpertPlacement& placement, int32_t layer) {
+  const std::span<const int32_t> slots = placement.layer(layer);
+  std::vector<int64_t> num_slots(size_t(placement.num_logical), 0), shares(size_t(placement.num_logical), 0);
+  for (int32_t slot = 0; slot < placement.num_slots; ++slot) {
+    const int32_t expert = slots[size_t(slot)];
+    if (expert < 0 || expert >= placement.num_logical) {
+      return invalid_input(
+          fmt::format("layer {}, slot {}: expert {} is not in [0, {})", layer, slot, expert, placement.num_logical));
+    }
+    num_slots[size_t(expert)] += 1;
+    if (placement.share.empty()) continue;
+    const int32_t share = placement.share[size_t(layer) * size_t(placement.num_slots) + size_t(slot)];
+    if (share < 0) return invalid_input(fmt::format("layer {}, slot {}: share {} is negative", layer, slot, share));
+    shares[size_t(expert)] += share;
+  }
+  for (int32_t expert = 0; expert < placement.num_logical; ++expert) {
+    if (num_slots[size_t(expert)] == 0) {
+      return invalid_input(fmt::format("layer {}: expert {} has no slot", layer, expert));
+    }
+    if (!placement.share.empty() && shares[size_t(expert)] != kShareUnit) {
+      return invalid_input(fmt::format("layer {}: the shares of expert {} add up to {} of {}", layer, expert,
+                                       shares[size_t(expert)], kShareUnit));
+    }
+  }
+  return Ok{};
+}
+
+}  // namespace
+
+ExpertPlacement trivial_placement(int32_t num_layers, int32_t num_logical, int32_t num_slots) {
+  CHECK(num_logical > 0 && num_slots >= num_logical);
+  ExpertPlacement placement{num_layers, num_logical, num_slots, {}, {}};
+  placement.logical_of_slot.reserve(size_t(num_layers) * size_t(num_slots));
+  for (int32_t layer = 0; layer < num_layers; ++layer) {
+    for (int32_t slot = 0; slot < num_slots; ++slot) placement.logical_of_slot.push_back(slot % num_logical);
+  }
+  return placement;
+}
+
+Status validate(const ExpertPlacement& placement, const EpTopology& topology) {
+  if (topology.num_nodes < 1 || topology.num_ranks < 1 || topology.num_ranks % topology.num_nodes != 0) {
+    return invalid_input(fmt::format("{} ranks do not divide over {} nodes", topology.num_ranks, topology.num_nodes));
+  }
+  if (placement.num_slots != topology.num_slots()) {
+    return invalid_input(fmt::format("the placement has {} slots per layer, {} ranks of {} slots have {}",
+                                     placement.num_slots, topology.num_ranks, topology.slots_per_rank,
+                                     topology.num_slots()));
+  }
+  const size_t cells = size_t(placement.num_layers) * size_t(placement.num_slots);
+  if (placement.logical_of_slot.size() != cells) {
+    return invalid_input(fmt::format("the placement has {} entries, {} layers of {} slots need {}",
+                                     placement.logical_of_slot.size(), placement.num_layers, placement.num_slots,
+                                     cells));
+  }
+  if (!placement.share.empty() && placement.share.size() != cells) {
+    return invalid_input(fmt::format("the placement has {} shares, {} layers of {} slots need {}",
+                                     placement.share.size(), placement.num_layers, placement.num_slots, cells));
+  }
+  for (int32_t layer = 0; layer < placement.num_layers; ++layer) {
+    RETURN_IF_ERROR(validate_layer(placement, layer));
+  }
+  return Ok{};
+}
+
+}  // namespace tandem::experts
