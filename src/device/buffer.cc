@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -11,6 +12,7 @@ namespace {
 
 constexpr size_t kLine = 64;
 constexpr size_t kHugePage = size_t(2) << 20;
+constexpr size_t kArenaChunk = 4 * kHugePage;
 
 size_t round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
@@ -43,6 +45,17 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 }
 
 Buffer::~Buffer() { std::free(data_); }
+
+std::byte* Arena::take(size_t bytes) {
+  const size_t rounded = round_up(bytes, kLine);
+  if (chunks_.empty() || rounded > chunks_.back().bytes() - used_) {
+    chunks_.emplace_back(device_, std::max(kArenaChunk, rounded));
+    used_ = 0;
+  }
+  std::byte* result = static_cast<std::byte*>(chunks_.back().data()) + used_;
+  used_ += rounded;
+  return result;
+}
 
 void* Workspace::take(size_t bytes) {
   const size_t rounded = round_up(bytes, kLine);

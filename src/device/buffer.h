@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "device/tensor.h"
 
@@ -24,6 +25,19 @@ class Buffer {
   void* data_ = nullptr;
   size_t bytes_ = 0;
   Device device_ = Device::kCpu;
+};
+
+// Many small things that live equally long, side by side on huge pages (a small buffer of its own would lie on small
+// ones). Memory comes in chunks and is given back all at once. Zero-filled. One owner thread.
+class Arena {
+ public:
+  explicit Arena(Device device) : device_(device) {}
+  std::byte* take(size_t bytes);  // 64-byte aligned
+
+ private:
+  const Device device_;
+  std::vector<Buffer> chunks_;
+  size_t used_ = 0;  // of the last chunk
 };
 
 // Scratch memory of one step: take() bumps a pointer, reset() gives everything back. One owner thread.

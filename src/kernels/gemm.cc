@@ -1,6 +1,7 @@
 #include "kernels/gemm.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "base/check.h"
@@ -13,6 +14,9 @@ using device::DType;
 using device::TensorView;
 
 constexpr int64_t kScaleBlock = 128;
+constexpr size_t kLine = 64;
+
+size_t whole_lines(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
 // K begins of the segments of constant scale, over all stacked weights, then K.
 std::vector<int32_t> find_segments(const std::vector<RawWeight>& stacked, int64_t k) {
@@ -66,7 +70,38 @@ PackedWeight::PackedWeight(PackedWeight&&) noexcept = default;
 PackedWeight& PackedWeight::operator=(PackedWeight&&) noexcept = default;
 PackedWeight::~PackedWeight() = default;
 
-size_t PackedWeight::bytes() const { return impl_ == nullptr ? 0 : impl_->values.bytes() + impl_->scales.bytes(); }
+size_t PackedWeight::bytes() const {
+  return impl_ == nullptr ? 0 : whole_lines(impl_->values.bytes()) + whole_lines(impl_->scales.bytes());
+}
+
+void PackedWeight::place(std::byte* memory) {
+  CHECK(impl_ != nullptr);
+  CHECK(reinterpret_cast<uintptr_t>(memory) % kLine == 0);
+  for (WeightBytes* part : {&impl_->values, &impl_->scales}) {
+    if (part->bytes() > 0) std::memcpy(memory, part->data(), part->bytes());
+    *part = WeightBytes(memory, part->bytes());
+    memory += whole_lines(part->bytes());
+  }
+}
+
+PackedWeight PackedWeight::like(std::byte* memory) const {
+  CHECK(impl_ != nullptr);
+  CHECK(reinterpret_cast<uintptr_t>(memory) % kLine == 0);
+  PackedWeight twin;
+  twin.rows_ = rows_;
+  twin.cols_ = cols_;
+  twin.impl_ = std::make_unique<Impl>();
+  static_cast<PackedForm&>(*twin.impl_) = *impl_;
+  twin.impl_->values = WeightBytes(memory, impl_->values.bytes());
+  twin.impl_->scales = WeightBytes(memory + whole_lines(impl_->values.bytes()), impl_->scales.bytes());
+  return twin;
+}
+
+bool PackedWeight::has_form_of(const PackedWeight& other) const {
+  CHECK(impl_ != nullptr);
+  CHECK(other.impl_ != nullptr);
+  return static_cast<const PackedForm&>(*impl_) == *other.impl_;
+}
 
 int64_t raw_outputs(const RawWeight& w) { return w.transposed ? w.cols : w.rows; }
 int64_t raw_inputs(const RawWeight& w) { return w.transposed ? w.rows : w.cols; }

@@ -27,7 +27,7 @@ struct RawWeight {
 };
 
 // A weight (or several of equal K stacked along N, such as gate and up) in the backend's own form.
-// Immutable after packing; owns its bytes. Any thread may read.
+// Immutable after packing. Owns its bytes until place() moves them into memory of the caller's. Any thread may read.
 class PackedWeight {
  public:
   PackedWeight();
@@ -37,7 +37,15 @@ class PackedWeight {
 
   int64_t rows() const { return rows_; }  // outputs, N
   int64_t cols() const { return cols_; }  // inputs, K
-  size_t bytes() const;                   // owned memory
+  size_t bytes() const;                   // values and scales, each rounded up to a cache line
+
+  // Moves the bytes to `memory` (cache-line aligned, bytes() long, borrowed from now on). The bytes do not depend on
+  // where they lie: copied elsewhere they are the same weight.
+  void place(std::byte* memory);
+  // The weight whose bytes lie, or will lie, at `memory`: form and size are this one's. Borrows.
+  PackedWeight like(std::byte* memory) const;
+  // Whether bytes of one may stand in for those of the other.
+  bool has_form_of(const PackedWeight& other) const;
 
   struct Impl;  // defined in kernels/gemm_impl.h, private to this room
   const Impl* impl() const { return impl_.get(); }

@@ -12,12 +12,30 @@ namespace tandem::kernels {
 // Columns of a panel in the cpu backend's layout.
 inline constexpr int64_t kPanel = 32;
 
+// Bytes of a weight: its own buffer right after packing, a place in the caller's memory after PackedWeight::place().
+class WeightBytes {
+ public:
+  WeightBytes() = default;
+  WeightBytes(device::Buffer own)  // NOLINT: implicit, packing assigns buffers
+      : own_(std::move(own)), data_(static_cast<std::byte*>(own_.data())), bytes_(own_.bytes()) {}
+  WeightBytes(std::byte* borrowed, size_t bytes) : data_(borrowed), bytes_(bytes) {}
+
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  device::Buffer own_;
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// What the bytes of a packed weight mean.
 // kRef: values [N, K] row-major in `dtype`; scales [N, segments].
 // kCpu: values in panels of 32 outputs, [ceil(N/32)][ceil(K/2)][32 outputs x 2 inputs], dtype kF8E4M3 (byte order:
 // cpu/leaf_gemm.inc) or kBF16; scales [panels][segments][scale_width]. Padding outputs and inputs are zero.
 // Segments cut K where the 128-blocks of the checkpoint do, in the view's own coordinates: within one segment an
 // output has one scale. bf16 and f32 have one segment and no scales.
-struct PackedWeight::Impl {
+struct PackedForm {
   Backend backend = Backend::kRef;
   Isa isa = Isa::kAvx2;
   device::DType dtype = device::DType::kF32;
@@ -25,10 +43,14 @@ struct PackedWeight::Impl {
   std::vector<int32_t> segments;   // K begin of each segment, then K
   std::vector<int32_t> pair_ends;  // kCpu: end of each segment in pairs of inputs
   int64_t scale_width = 1;         // kCpu: 1 where every panel's outputs share their scales, else 32
-  device::Buffer values;
-  device::Buffer scales;
 
   int64_t num_segments() const { return int64_t(segments.size()) - 1; }
+  bool operator==(const PackedForm&) const = default;
+};
+
+struct PackedWeight::Impl : PackedForm {
+  WeightBytes values;
+  WeightBytes scales;
 };
 
 // Element access to a raw weight seen as [outputs, inputs].

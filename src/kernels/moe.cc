@@ -73,14 +73,14 @@ void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::sp
   }
 }
 
-void combine(const Context& ctx, TensorView y, const SlotSort& sort, TensorView weights, TensorView out) {
-  CHECK(y.dtype() == DType::kF32 && weights.dtype() == DType::kF32 && out.dtype() == DType::kF32);
-  CHECK(weights.rank() == 2 && out.rank() == 2 && weights.dim(0) == out.dim(0) && y.dim(1) == out.dim(1));
-  CHECK(int64_t(sort.row_of.size()) == weights.num_elements());
+void combine(const Context& ctx, std::span<const float* const> rows, TensorView weights, TensorView out) {
+  CHECK(weights.dtype() == DType::kF32 && out.dtype() == DType::kF32);
+  CHECK(weights.rank() == 2 && out.rank() == 2 && weights.dim(0) == out.dim(0));
+  CHECK(int64_t(rows.size()) == weights.num_elements());
   switch (ctx.backend) {
-    case Backend::kRef: return ref::combine(ctx, y, sort, weights, out);
-    case Backend::kCpu: return cpu::combine(ctx, y, sort, weights, out);
-    case Backend::kCuda: return cuda::combine(ctx, y, sort, weights, out);
+    case Backend::kRef: return ref::combine(ctx, rows, weights, out);
+    case Backend::kCpu: return cpu::combine(ctx, rows, weights, out);
+    case Backend::kCuda: return cuda::combine(ctx, rows, weights, out);
   }
 }
 

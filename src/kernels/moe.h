@@ -53,8 +53,8 @@ struct ExpertWeights {
 void grouped_mlp(const Context& ctx, device::TensorView x, const SlotSort& sort,
                  std::span<const ExpertWeights* const> experts, int32_t intermediate, device::TensorView y);
 
-// out[t] += sum over k in order of weights[t, k] * y[row_of[t, k]].   out [T, H] f32.
-void combine(const Context& ctx, device::TensorView y, const SlotSort& sort, device::TensorView weights,
+// out[t] += sum over k in order of weights[t, k] * rows[t * top_k + k].   rows: [H] f32 each; out [T, H] f32.
+void combine(const Context& ctx, std::span<const float* const> rows, device::TensorView weights,
              device::TensorView out);
 
 size_t moe_workspace_bytes(const Context& ctx, int64_t max_rows, int32_t top_k, int32_t num_slots, int64_t hidden,

@@ -198,8 +198,9 @@ std::vector<float> run_layer(Rig& rig, const Layer& layer, const MoeCase& c, Ten
   }
   std::vector<float> y(slots.size() * size_t(c.hidden), NAN);
   grouped_mlp(rig.ctx, x, sort, experts, int32_t(c.width), view(y, {int64_t(slots.size()), c.hidden}));
-  combine(rig.ctx, view(y, {int64_t(slots.size()), c.hidden}), sort, view(weights, {x.dim(0), c.top_k}),
-          view(residual, {x.dim(0), c.hidden}));
+  std::vector<const float*> rows;
+  for (const int32_t row : sort.row_of) rows.push_back(y.data() + row * c.hidden);
+  combine(rig.ctx, rows, view(weights, {x.dim(0), c.top_k}), view(residual, {x.dim(0), c.hidden}));
   return residual;
 }
 

@@ -13,7 +13,6 @@ using device::DType;
 using device::TensorView;
 
 constexpr int64_t kGateRows = 4;
-constexpr int64_t kMaxTopK = 64;
 
 // One slot with rows, and its tiles among all tiles.
 struct Active {
@@ -226,14 +225,12 @@ void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::sp
   can_balance_whole_slots(ctx, mlp.plan.active) ? run_whole_slots(ctx, mlp) : run_cut_slots(ctx, mlp);
 }
 
-void combine(const Context& ctx, TensorView y, const SlotSort& sort, TensorView weights, TensorView out) {
+void combine(const Context& ctx, std::span<const float* const> rows, TensorView weights, TensorView out) {
   const Leaf& leaf = leaf_of(ctx);
   const int64_t hidden = out.dim(1), top_k = weights.dim(1);
-  CHECK(top_k <= kMaxTopK);
   for_rows(ctx, out.dim(0), hidden * top_k, [&](int64_t t) {
-    const float* rows[kMaxTopK];
-    for (int64_t k = 0; k < top_k; ++k) rows[k] = y.as<float>() + sort.row_of[size_t(t * top_k + k)] * hidden;
-    leaf.weighted_sum(rows, weights.as<float>() + t * top_k, top_k, hidden, out.as<float>() + t * hidden);
+    leaf.weighted_sum(rows.data() + t * top_k, weights.as<float>() + t * top_k, top_k, hidden,
+                      out.as<float>() + t * hidden);
   });
 }
 

@@ -45,7 +45,7 @@ void grouped_mlp(const Context&, device::TensorView, const SlotSort&, std::span<
                  device::TensorView) {
   missing("grouped_mlp");
 }
-void combine(const Context&, device::TensorView, const SlotSort&, device::TensorView, device::TensorView) {
+void combine(const Context&, std::span<const float* const>, device::TensorView, device::TensorView) {
   missing("combine");
 }
 size_t moe_workspace_bytes(const Context&, int64_t, int32_t, int64_t, int64_t) { missing("moe_workspace_bytes"); }

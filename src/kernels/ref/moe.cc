@@ -125,13 +125,13 @@ size_t moe_workspace_bytes(const Context& ctx, int64_t max_rows, int32_t top_k, 
          ref::linear_workspace_bytes(ctx, rows, hidden, std::max(hidden, intermediate)) + 1024;
 }
 
-void combine(const Context&, TensorView y, const SlotSort& sort, TensorView weights, TensorView out) {
-  const int64_t rows = out.dim(0), hidden = out.dim(1), top_k = weights.dim(1);
-  for (int64_t t = 0; t < rows; ++t) {
+void combine(const Context&, std::span<const float* const> rows, TensorView weights, TensorView out) {
+  const int64_t tokens = out.dim(0), hidden = out.dim(1), top_k = weights.dim(1);
+  for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t i = 0; i < hidden; ++i) {
       float sum = 0;
       for (int64_t k = 0; k < top_k; ++k) {
-        sum += weights.as<float>()[t * top_k + k] * y.as<float>()[sort.row_of[size_t(t * top_k + k)] * hidden + i];
+        sum += weights.as<float>()[t * top_k + k] * rows[size_t(t * top_k + k)][i];
       }
       out.as<float>()[t * hidden + i] += sum;
     }

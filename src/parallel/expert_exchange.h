@@ -1,0 +1,82 @@
+// ExpertExchange: how the tokens of one group's ranks reach their experts and come back. Per expert layer and channel:
+//
+//   post_dispatch(x, slots) --> poll_received() --> grouped MLP into results --> post_results() --> poll_results()
+//
+// Between a post and its poll the caller computes something else (the shared experts, the other half of the batch).
+// Every rank of the group makes the same calls in the same order, with zero tokens too. Results come back unsummed, so
+// that the owner of a token adds its experts in the gate's order whatever the placement: logits do not depend on ranks.
+// Each rank holds its own ExpertExchange and calls it from its engine thread; nothing but wait() blocks.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/ids.h"
+#include "base/result.h"
+#include "device/tensor.h"
+#include "kernels/moe.h"
+
+namespace tandem::parallel {
+
+// How received rows lie. Both give the same results.
+enum class ExchangeMode : uint8_t {
+  kNormal,      // one after the other: sizes are known once every rank has dispatched; any number of tokens
+  kLowLatency,  // each source rank has its fixed part, so its rows are taken when they arrive; few tokens
+};
+
+struct ExchangeShape {
+  int32_t num_ranks = 1;
+  int32_t slots_per_rank = 0;  // of one layer; slot p belongs to rank p / slots_per_rank
+  int32_t top_k = 0;
+  int64_t hidden = 0;
+  device::DType dtype = device::DType::kBF16;  // of dispatched rows; results are f32
+  int64_t max_tokens = 0;                      // of one rank in one dispatch
+  int64_t max_low_latency_tokens = 0;          // the same in low-latency mode; at most max_tokens
+  int32_t num_channels = 1;                    // exchanges in flight at once
+};
+// Memory of one rank's exchange.
+int64_t exchange_bytes(const ExchangeShape& shape);
+
+// The rows of all ranks that chose slots of this one. Valid until the channel's next post_dispatch.
+struct ReceivedRows {
+  device::TensorView rows;     // [N, hidden]; a token that chose several slots here is one row
+  kernels::SlotSort sort;      // over this rank's slots; row_token indexes rows; row_of is unused
+  device::TensorView results;  // [pairs, hidden] f32, sorted as sort says: where the experts' outputs go
+};
+
+// Which exchange a message belongs to, for errors and for the wire.
+struct ExchangeTag {
+  uint64_t step = 0;
+  int32_t layer = 0;
+  bool operator==(const ExchangeTag&) const = default;
+};
+
+class ExpertExchange {
+ public:
+  virtual ~ExpertExchange() = default;
+  virtual Rank rank() const = 0;
+  virtual const ExchangeShape& shape() const = 0;
+
+  // x [T, hidden] shape().dtype; slots [T, top_k] i32 global slots. Both stay untouched until poll_results() is done.
+  virtual void post_dispatch(int32_t channel, ExchangeTag tag, ExchangeMode mode, device::TensorView x,
+                             device::TensorView slots) = 0;
+  // Nothing while ranks are missing; kPeerLost after the deadline, naming ranks, step and layer. Errors are final.
+  virtual Result<std::optional<ReceivedRows>> poll_received(int32_t channel, TimePoint now) = 0;
+  virtual void post_results(int32_t channel) = 0;
+  // True: rows [T * top_k] holds where the result of each (token, choice) lies, until the channel's next post_dispatch.
+  virtual Result<bool> poll_results(int32_t channel, TimePoint now, std::span<const float*> rows) = 0;
+  // Parks the thread, after a short spin, until something may have come for the channel or the timeout passed.
+  virtual void wait(int32_t channel, Duration timeout) = 0;
+};
+
+// All ranks of one process: rows and results are read where they lie, through pointers.
+// spins: looks before a thread parks; 0 where ranks outnumber cores.
+std::vector<std::unique_ptr<ExpertExchange>> make_local_exchanges(const ExchangeShape& shape, Duration deadline,
+                                                                  int32_t spins);
+
+}  // namespace tandem::parallel
