@@ -38,11 +38,13 @@ class TimedModel final : public model::Model {
   explicit TimedModel(std::unique_ptr<model::Model> model) : model_(std::move(model)) {}
   const model::ModelConfig& config() const override { return model_->config(); }
   uint64_t fingerprint() const override { return model_->fingerprint(); }
-  void forward(const model::ForwardBatch& batch, kv::KvStorage& cache,
-               const std::function<void(int32_t)>& layer_done) override {
+  model::ExpertSlots* expert_slots() override { return model_->expert_slots(); }
+  Status forward(const model::ForwardBatch& batch, kv::KvStorage& cache,
+                 const std::function<void(int32_t)>& layer_done) override {
     const auto start = Clock::now();
-    model_->forward(batch, cache, layer_done);
+    Status done = model_->forward(batch, cache, layer_done);
     seconds += seconds_since(start);
+    return done;
   }
   double seconds = 0;
 

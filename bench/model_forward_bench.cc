@@ -116,7 +116,7 @@ class Workload {
     batch.logit_rows = logit_rows_;
     batch.logits = logits_.data();
     batch.expert_counts = model.config().num_routed_experts > 0 ? counts_.data() : nullptr;
-    model.forward(batch, cache, {});
+    CHECK(model.forward(batch, cache, {}).has_value());
   }
 
   // Experts that the last step touched, over all layers.

@@ -53,6 +53,7 @@ struct EngineRequest {
   int32_t top_logprobs_num = 0;
   std::vector<int32_t> token_ids_logprob;
   std::optional<BootstrapInfo> bootstrap;
+  std::optional<int32_t> data_parallel_rank;  // asked for by the client; absent: the server chooses
   int32_t priority = 0;
   bool is_health_check = false;        // no metrics; dropped when the rank is busy anyway
 };

@@ -123,12 +123,23 @@ void write(Writer& io, const HandoverHelloReply& m) {
   io.text(m.reason);
   identity_fields(io, m.identity);
   io.number(m.num_blocks);
+  io.number(uint32_t(m.ranks.size()));
+  for (const RankAddress& rank : m.ranks) {
+    io.text(rank.host);
+    io.number(rank.port);
+  }
 }
 void read(Reader& io, HandoverHelloReply& m) {
   io.flag(m.accepted);
   io.text(m.reason);
   identity_fields(io, m.identity);
   io.number(m.num_blocks);
+  constexpr size_t kLeastBytes = sizeof(uint32_t) + sizeof(uint16_t);
+  m.ranks.resize(io.count(kLeastBytes, kMaxHandoverRanks));
+  for (RankAddress& rank : m.ranks) {
+    io.text(rank.host);
+    io.number(rank.port);
+  }
 }
 
 template <class T, class M>

@@ -28,11 +28,12 @@
 namespace tandem::api {
 
 inline constexpr uint32_t kHandoverMagic = 0x4f484454;  // the bytes "TDHO"
-inline constexpr uint16_t kHandoverVersion = 1;
+inline constexpr uint16_t kHandoverVersion = 2;
 inline constexpr size_t kHandoverHeaderBytes = 20;
 // Longest texts and lists that decode_handover() takes.
 inline constexpr size_t kMaxHandoverText = 4096;
 inline constexpr size_t kMaxHandoverLogprobs = 65536;
+inline constexpr size_t kMaxHandoverRanks = 4096;
 
 // What both caches must have in common.
 struct KvIdentity {
@@ -51,11 +52,18 @@ struct HandoverHello {
   KvIdentity identity;
   bool operator==(const HandoverHello&) const = default;
 };
+// Where a data-parallel rank of a prefill server hands over.
+struct RankAddress {
+  std::string host;  // "": where the peer already is
+  uint16_t port = 0;
+  bool operator==(const RankAddress&) const = default;
+};
 struct HandoverHelloReply {
   bool accepted = false;
   std::string reason;  // of a refusal
   KvIdentity identity;
-  uint32_t num_blocks = 0;  // of prefill's cache; offsets are computed from it
+  uint32_t num_blocks = 0;         // of prefill's cache; offsets are computed from it
+  std::vector<RankAddress> ranks;  // of a server with several data-parallel ranks: all of them, in order
   bool operator==(const HandoverHelloReply&) const = default;
 };
 // room: the router's, shared by both requests. tag: decode's own number for its request; it tells two decode requests

@@ -17,6 +17,24 @@ std::string line(const char* what, int64_t bytes, const std::string& why) {
 
 }  // namespace
 
+model::LoadOptions load_options(const ResolvedConfig& config, const model::ForwardLimits& limits, int num_threads) {
+  model::LoadOptions options;
+  options.directory = config.model_directory;
+  options.config_overrides = config.flags.text("json_model_override_args");
+  options.dummy_weights = config.dummy_weights;
+  options.seed = config.flags.has("random_seed") ? uint64_t(config.flags.integer("random_seed")) : 0;
+  options.backend = config.backend;
+  options.isa = config.isa;
+  options.num_threads = num_threads;
+  options.limits = limits;
+  options.experts = config.experts;
+  return options;
+}
+
+int threads_per_rank(const ResolvedConfig& config, int num_threads) {
+  return std::max(1, num_threads / config.num_ranks);
+}
+
 Result<MemoryPlan> plan_memory(const ResolvedConfig& config, int num_threads, int64_t available_bytes) {
   const engine::EngineConfig& engine = config.engine;
   MemoryPlan plan;
@@ -27,24 +45,22 @@ Result<MemoryPlan> plan_memory(const ResolvedConfig& config, int num_threads, in
   sized.max_running_requests = plan.max_running_requests;
   plan.limits = engine::forward_limits(sized);
 
-  model::LoadOptions options;
-  options.directory = config.model_directory;
-  options.config_overrides = config.flags.text("json_model_override_args");
-  options.backend = config.backend;
-  options.isa = config.isa;
-  options.num_threads = num_threads;
-  options.limits = plan.limits;
+  const model::LoadOptions options = load_options(config, plan.limits, threads_per_rank(config, num_threads));
   ASSIGN_OR_RETURN(model::MemoryPlan model_plan, model::plan_memory(config.model, options));
   plan.weight_bytes = model_plan.weight_bytes;
+  plan.expert_bytes = model_plan.expert_bytes;
   plan.workspace_bytes = model_plan.workspace_bytes;
+  plan.exchange_bytes = model_plan.exchange_bytes;
   plan.logits_bytes = plan.limits.max_logit_rows * config.model.vocab_size * int64_t(sizeof(float));
 
   const int64_t element = config.backend == kernels::Backend::kRef ? 4 : 2;
   const int64_t token_bytes =
       int64_t(config.model.num_layers) * (config.model.kv_lora_rank + config.model.rope_dim) * element;
-  const int64_t fixed = plan.weight_bytes + plan.workspace_bytes + plan.logits_bytes;
+  const int64_t ranks = config.num_ranks;
+  const int64_t of_rank = plan.expert_bytes + plan.workspace_bytes + plan.exchange_bytes + plan.logits_bytes;
+  const int64_t fixed = plan.weight_bytes + ranks * of_rank;
   const double fraction = config.mem_fraction_static > 0 ? config.mem_fraction_static : kDefaultMemFraction;
-  const int64_t room = std::max<int64_t>(0, int64_t(double(available_bytes) * fraction) - fixed);
+  const int64_t room = std::max<int64_t>(0, int64_t(double(available_bytes) * fraction) - fixed) / ranks;
   int64_t tokens = engine.max_total_tokens;
   std::string why = "--max-total-tokens";
   if (tokens == 0 || config.mem_fraction_static > 0) {
@@ -56,21 +72,24 @@ Result<MemoryPlan> plan_memory(const ResolvedConfig& config, int num_threads, in
   tokens = std::min<int64_t>(tokens, INT32_MAX / 2) / engine.block_tokens * engine.block_tokens;
   plan.max_total_tokens = int32_t(tokens);
   plan.kv_bytes = tokens * token_bytes;
+  const int64_t sum = fixed + ranks * plan.kv_bytes;
 
-  plan.lines.push_back(
-      line("weights", plan.weight_bytes, fmt::format("{} layers, as stored", config.model.num_layers)));
-  plan.lines.push_back(
-      line("workspace", plan.workspace_bytes, fmt::format("{} tokens per step", plan.limits.max_tokens)));
-  plan.lines.push_back(line("logits", plan.logits_bytes, fmt::format("{} rows", plan.limits.max_logit_rows)));
-  plan.lines.push_back(
-      line("KV pool", plan.kv_bytes, fmt::format("{} tokens x {} bytes ({})", tokens, token_bytes, why)));
-  plan.lines.push_back(
-      line("sum", fixed + plan.kv_bytes, fmt::format("of {:.2f} MiB available", double(available_bytes) / (1 << 20))));
-  if (fixed + plan.kv_bytes > available_bytes || tokens < engine.block_tokens) {
+  const std::string times = ranks > 1 ? fmt::format(", x {} ranks", ranks) : "";
+  const auto add = [&](const char* what, int64_t bytes, std::string why_so) {
+    plan.lines.push_back(line(what, bytes, why_so));
+  };
+  add("weights", plan.weight_bytes, fmt::format("{} layers, as stored", config.model.num_layers));
+  if (plan.expert_bytes > 0) add("experts", plan.expert_bytes, "routed experts of a rank, as stored" + times);
+  add("workspace", plan.workspace_bytes, fmt::format("{} tokens per step", plan.limits.max_tokens) + times);
+  if (plan.exchange_bytes > 0) add("exchange", plan.exchange_bytes, "rows and results of all ranks" + times);
+  add("logits", plan.logits_bytes, fmt::format("{} rows", plan.limits.max_logit_rows) + times);
+  add("KV pool", plan.kv_bytes, fmt::format("{} tokens x {} bytes ({})", tokens, token_bytes, why) + times);
+  add("sum", sum, fmt::format("of {:.2f} MiB available", double(available_bytes) / (1 << 20)));
+  if (sum > available_bytes || tokens < engine.block_tokens) {
     return exhausted(fmt::format(
         "the memory plan needs {:.0f} MiB and a KV pool of at least {} tokens, {:.0f} MiB are available: lower "
         "--max-total-tokens, --max-running-requests, --chunked-prefill-size or raise --mem-fraction-static",
-        double(fixed + plan.kv_bytes) / (1 << 20), engine.block_tokens, double(available_bytes) / (1 << 20)));
+        double(sum) / (1 << 20), engine.block_tokens, double(available_bytes) / (1 << 20)));
   }
   return plan;
 }

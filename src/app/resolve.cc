@@ -163,6 +163,11 @@ struct Resolver {
     }
     config.dp_size = dp_attention ? int32_t(dp) : 1;
     config.attn_tp_size = int32_t(dp_attention && tp % dp == 0 ? tp / dp : tp);
+    config.num_ranks = int32_t(tp);
+    if (config.attn_tp_size > 1) {
+      config.refusals.push_back(fmt::format("attention tensor parallelism (--tp-size {} over --dp-size {})", tp, dp));
+    }
+    if (dp > 1 && !dp_attention) config.refusals.push_back("--dp-size above 1 without --enable-dp-attention");
   }
 
   void check_address(const std::string& address) {
@@ -185,6 +190,10 @@ struct Resolver {
       }
       flags.set("ep_size", tp);
     }
+    if (tp > 1 && flags.integer("ep_size") != tp) {
+      warn("experts are spread over all {} ranks, whatever --ep-size {} says", tp, flags.integer("ep_size"));
+      flags.set("ep_size", tp);
+    }
     int64_t ep = flags.integer("ep_size"), redundant = flags.integer("ep_num_redundant_experts");
     config.ep_size = int32_t(ep);
     if (tp % ep != 0) fault("--tp-size {} is not divisible by --ep-size {}", tp, ep);
@@ -202,10 +211,10 @@ struct Resolver {
       fault("--expert-distribution-recorder-buffer-size {} is larger than --eplb-rebalance-num-iterations {}",
             flags.integer("expert_distribution_recorder_buffer_size"), flags.integer("eplb_rebalance_num_iterations"));
     }
-    resolve_dispatch(redundant);
+    resolve_dispatch(redundant, physical);
   }
 
-  void resolve_dispatch(int64_t redundant) {
+  void resolve_dispatch(int64_t redundant, int64_t physical) {
     const bool moved = redundant > 0 || flags.enabled("enable_eplb") || flags.text("init_expert_location") != "trivial";
     if (flags.has("ep_dispatch_algorithm")) {
       config.ep_dispatch_algorithm = flags.text("ep_dispatch_algorithm");
@@ -233,6 +242,18 @@ struct Resolver {
       warn("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK is not set: {}, the largest decode batch of a rank", batch);
     }
     config.max_dispatch_tokens_per_rank = int32_t(limit);
+    const std::string mode = flags.text("deepep_mode");
+    const bool decodes = flags.text("disaggregation_mode") != "prefill";
+    if (mode == "low_latency" && !decodes) {
+      warn("--deepep-mode low_latency is for decode steps: a prefill server exchanges in normal mode");
+    }
+    config.engine.max_low_latency_tokens = mode == "normal" ? 0 : int32_t(limit);
+    config.experts.max_low_latency_tokens = config.engine.max_low_latency_tokens;
+    config.experts.topology.num_ranks = config.num_ranks;
+    config.experts.topology.slots_per_rank = int32_t(physical / std::max<int64_t>(1, config.ep_size));
+    if (!config.ep_dispatch_algorithm.empty()) {
+      config.experts.dispatch = *experts::parse_dispatch_algorithm(config.ep_dispatch_algorithm);
+    }
   }
 
   void resolve_scheduler() {
@@ -327,9 +348,6 @@ struct Resolver {
       const std::string name = std::string(flag.names).substr(0, std::string(flag.names).find(','));
       if (flag.support == FlagSupport::kHarmless) harmless += (harmless.empty() ? "" : " ") + name;
       if (flag.support == FlagSupport::kLater && !is_default(flag, flags.at(field))) config.refusals.push_back(name);
-    }
-    if (config.model.num_routed_experts > 0 && config.ep_size > 1 && !flags.given("ep_size")) {
-      config.refusals.push_back("an expert exchange between ranks");
     }
     if (!harmless.empty()) warn("accepted, with nothing to do in this build: {}", harmless);
   }

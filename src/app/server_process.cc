@@ -3,28 +3,22 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <random>
-#include <thread>
 
 #include "app/machine.h"
 #include "app/memory_plan.h"
+#include "app/node_ranks.h"
 #include "app/signals.h"
 #include "base/log.h"
-#include "kernels/sample.h"
-#include "kv/transfer_thread.h"
 #include "net/http_server.h"
-#include "parallel/communicator.h"
 #include "server/server.h"
 
 namespace tandem::app {
 namespace {
 
 constexpr Duration kSignalPoll = std::chrono::milliseconds(50);
-constexpr Duration kVoteDeadline = std::chrono::seconds(60);
 constexpr Duration kWarmupDeadline = std::chrono::seconds(600);
 constexpr Duration kAbortGrace = std::chrono::milliseconds(500);  // for the answers of aborted requests to leave
-constexpr size_t kTransferQueue = 65536;
 
 uint64_t random_bits() {
   std::random_device device;
@@ -55,7 +49,6 @@ class WarmupWriter final : public net::ResponseWriter {
 class ProcessImpl final : public ServerProcess {
  public:
   explicit ProcessImpl(ResolvedConfig config) : config_(std::move(config)) {}
-  ~ProcessImpl() override;
 
   Status build();
   int run() override;
@@ -63,9 +56,6 @@ class ProcessImpl final : public ServerProcess {
  private:
   bool pd() const { return config_.engine.role != engine::Role::kCombined; }
   Status load_texts();
-  Status load_weights(const MemoryPlan& plan);
-  Status open_kv_port();
-  Status build_engine();
   Status build_server(const MemoryPlan& plan);
   Status listen();
   void warm_up();
@@ -82,21 +72,10 @@ class ProcessImpl final : public ServerProcess {
   std::shared_ptr<const text::Tokenizer> tokenizer_;
   std::optional<text::ChatTemplate> chat_template_;
   model::GenerationDefaults generation_;
-  model::ForwardLimits limits_;
-  std::unique_ptr<model::Model> model_;
-  std::optional<kv::KvStorage> cache_;
-  std::optional<device::ThreadPool> sample_pool_;
-  std::optional<device::Workspace> sample_workspace_;
-  std::unique_ptr<parallel::Communicator> communicator_;
-  std::optional<kv::TransferPort> port_;
-  std::unique_ptr<kv::TransferThread> transfer_;
-  // Null until the engine is there; the transfer thread starts before it.
-  std::atomic<engine::Engine*> woken_{nullptr};
   net::EventLoop loop_;
   std::unique_ptr<server::Server> server_;
-  std::unique_ptr<engine::Engine> engine_;
+  std::unique_ptr<NodeRanks> ranks_;
   std::unique_ptr<net::HttpServer> http_;
-  std::jthread engine_thread_;
   // The loop's thread.
   std::shared_ptr<net::EventLoop::Timer> timer_, warmup_timer_;
   bool ready_ = false, draining_ = false, aborted_ = false;
@@ -115,13 +94,11 @@ Status ProcessImpl::build() {
       config_.flags.has("random_seed") ? uint64_t(config_.flags.integer("random_seed")) : random_bits();
   config_.engine.log_forward_iters = config_.environment.log_forward_iters;
   config_.engine.model_name = config_.served_model_name;
-  limits_ = plan.limits;
   RETURN_IF_ERROR(load_texts());
-  RETURN_IF_ERROR(load_weights(plan));
-  if (pd()) RETURN_IF_ERROR(open_kv_port());
   RETURN_IF_ERROR(build_server(plan));
-  RETURN_IF_ERROR(build_engine());
-  server_->start(*engine_);
+  ASSIGN_OR_RETURN(ranks_,
+                   NodeRanks::create(config_, plan, {&clock_, &metrics_, num_threads_}, server_->engine_sink()));
+  server_->start(ranks_->door());
   return listen();
 }
 
@@ -141,83 +118,6 @@ Status ProcessImpl::load_texts() {
   } else {
     return chat.error();
   }
-  return Ok{};
-}
-
-Status ProcessImpl::load_weights(const MemoryPlan& plan) {
-  log::info("Load weight begin. avail mem={:.2f} GB", double(plan.available_bytes) / 1e9);
-  const TimePoint begin = clock_.now();
-  model::LoadOptions options;
-  options.directory = config_.model_directory;
-  options.config_overrides = config_.flags.text("json_model_override_args");
-  options.dummy_weights = config_.dummy_weights;
-  options.seed = config_.flags.has("random_seed") ? uint64_t(config_.flags.integer("random_seed")) : 0;
-  options.backend = config_.backend;
-  options.isa = config_.isa;
-  options.num_threads = num_threads_;
-  options.limits = limits_;
-  options.progress = [this, begin, last = begin](double fraction) mutable {
-    if (clock_.now() - last < std::chrono::seconds(2)) return;
-    last = clock_.now();
-    log::info("Load weight {:.0f} % after {:.1f} s", fraction * 100, seconds(last - begin));
-  };
-  ASSIGN_OR_RETURN(model_, model::load_model(options));
-  log::info("Load weight end. type={}, dtype={}, avail mem={:.2f} GB, mem usage={:.2f} GB.", config_.model.architecture,
-            config_.model.fp8_blocks ? "fp8" : "bfloat16", double(available_memory_bytes()) / 1e9,
-            double(plan.weight_bytes) / 1e9);
-
-  kv::KvLayout layout;
-  layout.num_layers = config_.model.num_layers;
-  layout.row_width = config_.model.mla().row_width();
-  layout.dtype = config_.backend == kernels::Backend::kRef ? device::DType::kF32 : device::DType::kBF16;
-  layout.block_tokens = config_.engine.block_tokens;
-  layout.num_blocks = plan.max_total_tokens / config_.engine.block_tokens;
-  cache_.emplace(device::Device::kCpu, layout);
-  log::info("KV Cache is allocated. #tokens: {}, KV size: {:.2f} GB", plan.max_total_tokens,
-            double(layout.total_bytes()) / 1e9);
-  return Ok{};
-}
-
-Status ProcessImpl::open_kv_port() {
-  kv::TransferOptions options;
-  options.host = config_.flags.text("host");
-  options.listen = config_.engine.role == engine::Role::kPrefill;
-  options.port = options.listen ? config_.engine.default_bootstrap_port : uint16_t(0);
-  options.epoch = config_.engine.epoch;
-  options.heartbeat_interval = from_seconds(config_.environment.heartbeat_interval_s);
-  options.heartbeat_max_failures = int32_t(config_.environment.heartbeat_max_failures);
-  options.secret = config_.environment.kv_secret;
-  port_.emplace(kTransferQueue);
-  if (config_.engine.fake_transfer) return Ok{};  // nobody is talked to
-  const std::string backend = config_.flags.text("disaggregation_transfer_backend");
-  log::info("KV transfer backend: UCX{}", backend == "ucx" ? "" : fmt::format(" (for {})", backend));
-  std::span<std::byte> region(static_cast<std::byte*>(cache_->base()), size_t(cache_->layout().total_bytes()));
-  ASSIGN_OR_RETURN(std::unique_ptr<kv::KvTransfer> transfer, kv::make_ucx_transfer(options, region));
-  transfer_ = std::make_unique<kv::TransferThread>(std::move(transfer), *port_, clock_, [this] {
-    if (engine::Engine* engine = woken_.load()) engine->wake();
-  });
-  if (options.listen) log::info("KV port: {}", transfer_->address());
-  return Ok{};
-}
-
-Status ProcessImpl::build_engine() {
-  sample_pool_.emplace(1);
-  communicator_ = std::move(parallel::make_local_communicators(1, kVoteDeadline).front());
-  engine::EngineParts parts;
-  parts.clock = &clock_;
-  parts.model = model_.get();
-  parts.kernels.backend = config_.backend;
-  parts.kernels.isa = config_.isa;
-  parts.kernels.pool = &*sample_pool_;
-  sample_workspace_.emplace(device::Device::kCpu,
-                            kernels::sample_workspace_bytes(parts.kernels, config_.model.vocab_size));
-  parts.kernels.workspace = &*sample_workspace_;
-  parts.cache = &*cache_;
-  parts.transfer = port_ ? &*port_ : nullptr;
-  parts.communicator = communicator_.get();
-  parts.metrics = &metrics_;
-  ASSIGN_OR_RETURN(engine_, engine::Engine::create(config_.engine, parts, server_->engine_sink()));
-  woken_ = engine_.get();
   return Ok{};
 }
 
@@ -253,7 +153,8 @@ Status ProcessImpl::build_server(const MemoryPlan& plan) {
   server.health_timeout = from_seconds(config_.environment.health_check_timeout_s);
   server.server_args_json = json::dump(describe(config_));
   server.max_total_num_tokens = plan.max_total_tokens;
-  server.weight_gb = double(plan.weight_bytes) / 1e9;
+  server.num_ranks = config_.dp_size;
+  server.weight_gb = double(plan.weight_bytes + plan.expert_bytes * config_.num_ranks) / 1e9;
   server.kvcache_gb = double(plan.kv_bytes) / 1e9;
   server.seed = config_.engine.seed;
   server::ServerParts parts;
@@ -292,7 +193,8 @@ Status ProcessImpl::listen() {
   return Ok{};
 }
 
-// As SGLang's: token ids, eight greedy tokens; with prefill and decode apart over the fake transfer.
+// As SGLang's: one prompt of token ids per rank, eight greedy tokens; with prefill and decode apart over the fake
+// transfer.
 void ProcessImpl::warm_up() {
   if (config_.flags.enabled("skip_server_warmup")) return say_ready();
   if (pd()) log::info("Start of pd disaggregation warmup ...");
@@ -304,9 +206,17 @@ void ProcessImpl::warm_up() {
   if (config_.flags.has("api_key")) {
     request.headers.emplace_back("Authorization", "Bearer " + config_.flags.text("api_key"));
   }
-  std::string body =
-      R"({"input_ids": [[0, 1, 2, 3]], "sampling_params": {"temperature": 0, "max_new_tokens": 8, "ignore_eos": true})";
-  if (pd()) body += R"(, "bootstrap_host": ["2.2.2.2"], "bootstrap_room": [0])";
+  std::string prompts, hosts, rooms;
+  for (int32_t rank = 0; rank < config_.dp_size; ++rank) {
+    const char* comma = rank > 0 ? ", " : "";
+    prompts += fmt::format("{}[0, 1, 2, 3]", comma);
+    hosts += fmt::format("{}\"2.2.2.2\"", comma);
+    rooms += fmt::format("{}{}", comma, rank);
+  }
+  std::string body = fmt::format(
+      R"({{"input_ids": [{}], "sampling_params": {{"temperature": 0, "max_new_tokens": 8, "ignore_eos": true}})",
+      prompts);
+  if (pd()) body += fmt::format(R"(, "bootstrap_host": [{}], "bootstrap_room": [{}])", hosts, rooms);
   body += "}";
   request.body.reserve(body.size() + 64);
   request.body += body;
@@ -341,7 +251,7 @@ void ProcessImpl::watch() {
   if (signals_seen() > 0 && !draining_) begin_drain();
   if (draining_) watch_drain();
   const double limit = config_.flags.number("watchdog_timeout");
-  if (seconds(clock_.now() - engine_->snapshot().last_progress) > limit) {
+  if (seconds(clock_.now() - ranks_->door().snapshot().last_progress) > limit) {
     log::error("Watchdog timeout (self.watchdog_timeout={}): the engine made no progress", limit);
     _exit(1);  // the engine thread is stuck, so there is nobody to join
   }
@@ -354,7 +264,7 @@ void ProcessImpl::begin_drain() {
   drain_deadline_ = clock_.now() + from_seconds(config_.flags.number("drain_timeout"));
   server_->drain();
   http_->drain();
-  engine_->submit(engine::DrainCommand{});
+  ranks_->door().submit(engine::DrainCommand{});
 }
 
 void ProcessImpl::watch_drain() {
@@ -379,7 +289,7 @@ int ProcessImpl::run() {
       engine.max_total_tokens, engine.chunked_prefill_size > 0 ? engine.chunked_prefill_size : -1,
       engine.max_prefill_tokens, engine.max_running_requests, engine.context_length,
       double(available_memory_bytes()) / 1e9);
-  engine_thread_ = std::jthread([this](std::stop_token stop) { engine_->run(stop); });
+  ranks_->start();
   loop_.post([this] {
     watch();
     warm_up();
@@ -387,16 +297,6 @@ int ProcessImpl::run() {
   loop_.run();
   log::info("stopped");
   return exit_status_;
-}
-
-ProcessImpl::~ProcessImpl() {
-  if (engine_thread_.joinable()) {
-    engine_thread_.request_stop();
-    engine_->wake();
-    engine_thread_.join();
-  }
-  woken_ = nullptr;
-  transfer_.reset();  // joins; its callback reads woken_
 }
 
 }  // namespace

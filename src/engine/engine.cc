@@ -41,11 +41,18 @@ class RankEngine final : public Engine {
     publish();
   }
 
-  PushResult submit(Command command) override { return commands_.push(std::move(command)); }
-  void wake() override { commands_.wake(); }
-  EngineSnapshot snapshot() const override {
+  PushResult submit(Command command) override {
+    const PushResult pushed = commands_.push(std::move(command));
+    if (is_grouped()) core_.parts.communicator->wake();
+    return pushed;
+  }
+  void wake() override {
+    commands_.wake();
+    core_.parts.communicator->wake();
+  }
+  std::vector<EngineSnapshot> snapshots() const override {
     std::lock_guard lock(snapshot_mutex_);
-    return snapshot_;
+    return {snapshot_};
   }
 
   bool turn() override;
@@ -67,6 +74,7 @@ class RankEngine final : public Engine {
         worker_);
   }
 
+  bool is_grouped() const { return core_.parts.communicator->num_ranks() > 1; }
   void handle(Command command);
   void handle(SubmitCommand& command);
   void handle(CancelCommand& command);
@@ -75,7 +83,9 @@ class RankEngine final : public Engine {
   bool step();
   void lose_group(const std::string& reason);
   void end_everything(const std::string& reason, int32_t status_code);
-  void run_batch();
+  parallel::ExchangeMode exchange_mode(const parallel::StepDecision& decision) const;
+  void run_batch(const parallel::StepDecision& decision);
+  void leave_group();
   void sweep();
   void publish();
 
@@ -87,7 +97,9 @@ class RankEngine final : public Engine {
   uint64_t next_step_ = 0, forward_steps_ = 0;
   bool vote_posted_ = false;
   bool draining_ = false;
-  bool lost_ = false;  // a rank did not vote in time
+  bool leaving_ = false;  // run() was told to stop
+  bool left_ = false;     // and so was every other rank's
+  bool lost_ = false;     // a rank did not vote in time
   mutable std::mutex snapshot_mutex_;
   EngineSnapshot snapshot_;  // guarded by snapshot_mutex_
 };
@@ -125,6 +137,13 @@ void RankEngine::handle(FlushCacheCommand& command) {
   if (command.done) command.done(flushed);
 }
 
+// Low-latency form where the whole group decodes and every rank's batch fits it.
+parallel::ExchangeMode RankEngine::exchange_mode(const parallel::StepDecision& decision) const {
+  const int64_t most = core_.config.max_low_latency_tokens;
+  const bool fits = decision.kind == parallel::StepKind::kDecode && int64_t(decision.max_tokens) <= most;
+  return fits ? parallel::ExchangeMode::kLowLatency : parallel::ExchangeMode::kNormal;
+}
+
 // Vote, decide, forward, sample. A vote that the other ranks have not answered yet is asked for again next turn.
 bool RankEngine::step() {
   if (lost_) return false;
@@ -136,7 +155,7 @@ bool RankEngine::step() {
     vote.num_tokens = uint32_t(batch_.num_tokens());
     vote.num_sequences = uint32_t(batch_.entries().size());
     vote.kind = batch_.kind();
-    vote.wants_shutdown = draining_ && core_.num_requests() == 0 ? 1 : 0;
+    vote.wants_shutdown = leaving_ ? 1 : 0;
     communicator.post_vote(vote, core_.now());
     vote_posted_ = true;
   }
@@ -149,8 +168,9 @@ bool RankEngine::step() {
   const parallel::StepDecision decision = **polled;
   vote_posted_ = false;
   next_step_ += 1;
-  if (decision.kind == parallel::StepKind::kNone) return false;
-  run_batch();
+  left_ = decision.shutdown != 0;
+  if (left_ || decision.kind == parallel::StepKind::kNone) return false;
+  run_batch(decision);
   return true;
 }
 
@@ -162,20 +182,23 @@ void RankEngine::lose_group(const std::string& reason) {
 }
 
 void RankEngine::end_everything(const std::string& reason, int32_t status_code) {
-  if (vote_posted_) {  // the batch waits for a decision; otherwise its requests may be gone
-    for (const BatchEntry& entry : batch_.entries()) core_.leave_step(*entry.request);
+  for (const BatchEntry& entry : batch_.entries()) {  // of a batch that waits for a decision, or that failed
+    if (entry.request->in_step) core_.leave_step(*entry.request);
   }
   batch_.start(model::Phase::kDecode);
   core_.end_all(failed(reason, status_code));
   sweep();
 }
 
-void RankEngine::run_batch() {
-  const model::ForwardBatch forward = batch_.forward_batch();
+void RankEngine::run_batch(const parallel::StepDecision& decision) {
+  model::ForwardBatch forward = batch_.forward_batch();
+  forward.step = decision.step;
+  forward.exchange_mode = exchange_mode(decision);
   with_worker([&](auto& worker) { worker.before_forward(batch_); });
-  core_.parts.model->forward(forward, *core_.parts.cache, [this](int32_t layer) {
+  const Status done = core_.parts.model->forward(forward, *core_.parts.cache, [this](int32_t layer) {
     with_worker([&](auto& worker) { worker.layer_done(batch_, layer); });
   });
+  if (!done) return lose_group(done.error().message);
   forward_steps_ += 1;
   if (batch_.empty()) return;  // an idle step: another rank had tokens
   sampler_.run(core_.parts.kernels, batch_);
@@ -245,19 +268,57 @@ void RankEngine::run(std::stop_token stop) {
   const std::stop_callback on_stop(stop, [this] { wake(); });
   while (!stop.stop_requested()) {
     if (turn()) continue;
-    if (vote_posted_ && core_.parts.communicator->num_ranks() > 1) {
-      core_.parts.communicator->wait(std::chrono::milliseconds(1));
-      continue;
+    if (is_grouped()) {
+      core_.parts.communicator->wait(kIdleWait);
+    } else if (std::optional<Command> command = commands_.pop(kIdleWait)) {
+      handle(std::move(*command));
     }
-    if (std::optional<Command> command = commands_.pop(kIdleWait)) handle(std::move(*command));
   }
   draining_ = true;
   end_everything("The server is shutting down.", 503);
   while (std::optional<Command> command = commands_.try_pop()) handle(std::move(*command));
   publish();
+  leave_group();
+}
+
+// Goes on stepping with what the others still have until they leave too; the vote's deadline bounds it.
+void RankEngine::leave_group() {
+  leaving_ = true;
+  while (is_grouped() && !left_ && !lost_) {
+    if (!step()) core_.parts.communicator->wait(kIdleWait);
+  }
 }
 
 }  // namespace
+
+EngineSnapshot combine(std::span<const EngineSnapshot> ranks) {
+  CHECK(!ranks.empty());
+  EngineSnapshot all = ranks[0];
+  for (const EngineSnapshot& rank : ranks.subspan(1)) {
+    all.forward_steps = std::min(all.forward_steps, rank.forward_steps);
+    all.last_progress = std::min(all.last_progress, rank.last_progress);
+    all.running += rank.running;
+    all.queued += rank.queued;
+    all.prealloc += rank.prealloc;
+    all.transferring += rank.transferring;
+    all.retracted += rank.retracted;
+    all.inflight += rank.inflight;
+    all.used_tokens += rank.used_tokens;
+    all.cached_tokens += rank.cached_tokens;
+    all.total_tokens += rank.total_tokens;
+    all.waiting_tokens += rank.waiting_tokens;
+    all.free_blocks += rank.free_blocks;
+    all.leased_blocks += rank.leased_blocks;
+    all.cached_blocks += rank.cached_blocks;
+    all.total_blocks += rank.total_blocks;
+    all.last_gen_throughput += rank.last_gen_throughput;
+    all.prompt_tokens_computed += rank.prompt_tokens_computed;
+    all.handover_bytes += rank.handover_bytes;
+    all.handovers += rank.handovers;
+    all.draining = all.draining || rank.draining;
+  }
+  return all;
+}
 
 Status validate(const EngineConfig& config) {
   const auto positive = [](int64_t value, const char* name) -> Status {

@@ -1,5 +1,6 @@
 // Engine: one rank's loop. Takes commands, plans, votes, steps the model, gives events. One engine thread runs it; the
-// other threads only push commands, read the snapshot and receive events through the sink.
+// other threads only push commands, read the snapshot and receive events through the sink. A server with several ranks
+// talks to all of them through one EngineGroup (engine/group.h).
 //   server --Command--> [queue] --> turn(): admit, plan, vote, decide, forward, sample --> sink(EngineEvent)
 // The same object runs prefill, decode and combined servers; the simulation calls turn() itself with a virtual clock.
 #pragma once
@@ -9,12 +10,14 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stop_token>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "api/generate.h"
+#include "api/handover.h"
 #include "base/clock.h"
 #include "base/queue.h"
 #include "kv/storage.h"
@@ -41,15 +44,18 @@ struct EngineConfig {
   SchedulePolicy policy = SchedulePolicy::kFcfs;
   double schedule_conservativeness = 1.0;
   int32_t num_reserved_decode_tokens = 512;
+  int32_t max_low_latency_tokens = 0;  // largest decode batch of a rank that the low-latency exchange takes; 0: never
   int32_t decode_log_interval = 40;
   Duration bootstrap_timeout = std::chrono::seconds(300);     // prefill: decode never asked
   Duration waiting_timeout = std::chrono::seconds(300);       // decode: no completion after it asked
   Duration source_lease_timeout = std::chrono::seconds(300);  // prefill: no acknowledgement after the last announcement
   uint16_t default_bootstrap_port = 8998;
+  std::vector<api::RankAddress> rank_addresses;  // prefill with several ranks: where each hands over; told to decode
   bool fake_transfer = false;        // --disaggregation-transfer-backend fake: every request as with host 2.2.2.2
   double digest_sample_rate = 0.01;  // share of handovers whose bytes are compared; 1 in tests
   uint64_t epoch = 0;                // this process's random epoch
   uint64_t seed = 0;                 // for policies and requests without a seed
+  int32_t dp_rank = 0;               // this rank's number among those with requests of their own; label of the metrics
   std::string log_scope;             // "" or "DP0 TP0 EP0"
   bool log_forward_iters = false;    // SGLANG_LOG_FORWARD_ITERS
   std::string model_name;            // label of the metrics: --served-model-name
@@ -99,23 +105,33 @@ struct EngineSnapshot {
   bool draining = false;
 };
 
-class Engine {
+// The figures of a group as those of one engine: sums; of progress and steps the least, since a group is as alive as
+// its slowest rank. REQUIRES at least one.
+EngineSnapshot combine(std::span<const EngineSnapshot> ranks);
+
+// What a server talks to: one rank, or all ranks of a group.
+class EngineDoor {
+ public:
+  virtual ~EngineDoor() = default;
+  // Any thread. kFull: answer 503 at once.
+  virtual PushResult submit(Command command) = 0;
+  virtual std::vector<EngineSnapshot> snapshots() const = 0;  // by data-parallel rank
+  EngineSnapshot snapshot() const { return combine(snapshots()); }
+};
+
+class Engine : public EngineDoor {
  public:
   // sink: called on the engine thread, in order per request; must only enqueue.
   static Result<std::unique_ptr<Engine>> create(const EngineConfig& config, const EngineParts& parts,
                                                 std::function<void(api::EngineEvent)> sink);
-  virtual ~Engine() = default;
-
-  // Any thread. kFull: answer 503 at once.
-  virtual PushResult submit(Command command) = 0;
-  virtual EngineSnapshot snapshot() const = 0;
   // Any thread: ends a wait in run() early (the transfer thread calls it after reports).
   virtual void wake() = 0;
 
   // One turn of the loop: commands, transfer reports, deadlines, then at most one step. Returns whether it did
   // anything.
   virtual bool turn() = 0;
-  // turn() until stopped; waits when idle. At the end what is still there is answered with a 503 abort.
+  // turn() until stopped; waits when idle. At the end what is still there is answered with a 503 abort. Returns once
+  // every rank of the group wants to leave, so that nobody waits for a rank that is gone.
   virtual void run(std::stop_token stop) = 0;
 };
 

@@ -75,11 +75,18 @@ size_t PackedWeight::bytes() const {
 }
 
 void PackedWeight::place(std::byte* memory) {
+  copy_to(memory);
+  for (WeightBytes* part : {&impl_->values, &impl_->scales}) {
+    *part = WeightBytes(memory, part->bytes());
+    memory += whole_lines(part->bytes());
+  }
+}
+
+void PackedWeight::copy_to(std::byte* memory) const {
   CHECK(impl_ != nullptr);
   CHECK(reinterpret_cast<uintptr_t>(memory) % kLine == 0);
-  for (WeightBytes* part : {&impl_->values, &impl_->scales}) {
+  for (const WeightBytes* part : {&impl_->values, &impl_->scales}) {
     if (part->bytes() > 0) std::memcpy(memory, part->data(), part->bytes());
-    *part = WeightBytes(memory, part->bytes());
     memory += whole_lines(part->bytes());
   }
 }

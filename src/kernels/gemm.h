@@ -42,6 +42,8 @@ class PackedWeight {
   // Moves the bytes to `memory` (cache-line aligned, bytes() long, borrowed from now on). The bytes do not depend on
   // where they lie: copied elsewhere they are the same weight.
   void place(std::byte* memory);
+  // The same without moving: bytes() bytes for a like() weight.
+  void copy_to(std::byte* memory) const;
   // The weight whose bytes lie, or will lie, at `memory`: form and size are this one's. Borrows.
   PackedWeight like(std::byte* memory) const;
   // Whether bytes of one may stand in for those of the other.

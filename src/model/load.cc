@@ -30,6 +30,36 @@ Status check_limits(const ModelConfig& config, const LoadOptions& options) {
   return Ok{};
 }
 
+// Fills in what follows from the model: one slot per expert where no topology is given, the trivial placement.
+LoadOptions with_placement(const ModelConfig& config, LoadOptions options) {
+  ExpertOptions& experts = options.experts;
+  if (config.num_routed_experts == 0) return options;
+  if (experts.topology.slots_per_rank == 0) {
+    experts.topology.slots_per_rank =
+        (config.num_routed_experts + experts.topology.num_ranks - 1) / experts.topology.num_ranks;
+  }
+  if (experts.placement.num_layers == 0 && experts.topology.num_slots() >= config.num_routed_experts) {
+    experts.placement =
+        experts::trivial_placement(config.num_layers, config.num_routed_experts, experts.topology.num_slots());
+  }
+  return options;
+}
+
+Status check_placement(const ModelConfig& config, const ExpertOptions& experts) {
+  if (config.num_routed_experts == 0) return Ok{};
+  const experts::ExpertPlacement& placement = experts.placement;
+  if (experts.topology.num_slots() < config.num_routed_experts) {
+    return invalid_input(fmt::format("{} ranks of {} slots cannot hold {} experts", experts.topology.num_ranks,
+                                     experts.topology.slots_per_rank, config.num_routed_experts));
+  }
+  if (placement.num_layers != config.num_layers || placement.num_logical != config.num_routed_experts) {
+    return invalid_input(fmt::format("the expert placement is for {} layers of {} experts, the model has {} of {}",
+                                     placement.num_layers, placement.num_logical, config.num_layers,
+                                     config.num_routed_experts));
+  }
+  return experts::validate(placement, experts.topology);
+}
+
 void report_unused(const UnusedTensors& unused, const std::string& directory) {
   if (!unused.surplus.empty()) {
     std::string names;
@@ -65,18 +95,46 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, const LoadOptions& opt
   RETURN_IF_ERROR(check_limits(config, options));
   const Architecture* architecture = find_architecture(config.architecture);
   CHECK(architecture);
-  return architecture->plan_memory(config, options);
+  return architecture->plan_memory(config, with_placement(config, options));
+}
+
+parallel::ExchangeShape exchange_shape(const ModelConfig& config, const LoadOptions& options) {
+  const LoadOptions complete = with_placement(config, options);
+  parallel::ExchangeShape shape;
+  shape.num_ranks = complete.experts.topology.num_ranks;
+  shape.slots_per_rank = complete.experts.topology.slots_per_rank;
+  shape.top_k = config.num_routed_experts > 0 ? config.gate.top_k : 0;
+  shape.hidden = config.hidden_size;
+  shape.dtype = kernels::Context{options.backend}.act_dtype();
+  shape.max_tokens = options.limits.max_tokens;
+  shape.max_low_latency_tokens = std::min(options.experts.max_low_latency_tokens, options.limits.max_tokens);
+  return shape;
 }
 
 Result<std::unique_ptr<Model>> load_model(const LoadOptions& options) {
+  static const SystemClock clock;
   ASSIGN_OR_RETURN(const ModelConfig config, load_config(options.directory, options.config_overrides));
+  std::vector<RankOptions> ranks(1);
+  ranks[0].num_threads = options.num_threads;
+  ranks[0].clock = &clock;
+  const parallel::ExchangeShape shape = exchange_shape(config, options);
+  // Alone, a rank never waits.
+  if (shape.top_k > 0) ranks[0].exchange = std::move(make_local_exchanges(shape, std::chrono::seconds(1), 0)[0]);
+  ASSIGN_OR_RETURN(std::vector<std::unique_ptr<Model>> models, load_ranks(options, std::move(ranks)));
+  return std::move(models[0]);
+}
+
+Result<std::vector<std::unique_ptr<Model>>> load_ranks(const LoadOptions& given, std::vector<RankOptions> ranks) {
+  ASSIGN_OR_RETURN(const ModelConfig config, load_config(given.directory, given.config_overrides));
+  const LoadOptions options = with_placement(config, given);
   RETURN_IF_ERROR(check_limits(config, options));
+  RETURN_IF_ERROR(check_placement(config, options.experts));
   const Architecture* architecture = find_architecture(config.architecture);
   CHECK(architecture);
   // Lives until the weights are packed; the mapping goes with it.
   ASSIGN_OR_RETURN(const WeightSource source, open_weights(config, *architecture, options));
   report_unused(source.unused(), options.directory);
-  return architecture->build(config, source, options);
+  return architecture->build(config, source, options, std::move(ranks));
 }
 
 }  // namespace tandem::model

@@ -7,22 +7,31 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
+#include "base/clock.h"
 #include "base/result.h"
+#include "experts/dispatch.h"
+#include "experts/placement.h"
 #include "kernels/attention.h"
 #include "kernels/context.h"
 #include "kv/storage.h"
 #include "model/config.h"
+#include "model/expert_slots.h"
+#include "parallel/expert_exchange.h"
 
 namespace tandem::model {
 
 enum class Phase : uint8_t { kPrefill, kDecode };  // chooses the attention kernel: expanded or absorbed
 
+// With no token at all the rank takes part in the group's exchanges and computes nothing of its own.
 struct ForwardBatch {
   Phase phase = Phase::kPrefill;
-  std::span<const int32_t> token_ids;  // [T]
-  std::span<const int32_t> positions;  // [T]
-  std::span<const int32_t> slots;      // [T] physical cache rows: block * block_tokens + offset
+  uint64_t step = 0;  // the group's; names exchanges in errors and seeds the choice among replicas
+  parallel::ExchangeMode exchange_mode = parallel::ExchangeMode::kNormal;  // the same on all ranks
+  std::span<const int32_t> token_ids;                                      // [T]
+  std::span<const int32_t> positions;                                      // [T]
+  std::span<const int32_t> slots;  // [T] physical cache rows: block * block_tokens + offset
   std::span<const kernels::SequenceSpan> sequences;
   std::span<const int32_t> logit_rows;  // rows of the batch whose logits are wanted, ascending
   float* logits = nullptr;              // out [logit_rows.size(), vocab_size] f32, caller's memory
@@ -42,9 +51,30 @@ class Model {
   virtual const ModelConfig& config() const = 0;
   // Identity for the handover's handshake: a hash over config and weights' metadata.
   virtual uint64_t fingerprint() const = 0;
-  // layer_done(layer): called on this thread as soon as the cache of `layer` holds the batch's rows. May be empty.
-  virtual void forward(const ForwardBatch& batch, kv::KvStorage& cache,
-                       const std::function<void(int32_t layer)>& layer_done) = 0;
+  // layer_done(layer): called on this thread as soon as the cache of `layer` holds the batch's rows; not without
+  // tokens. May be empty. kPeerLost: a rank of the group did not come to an exchange; the model can run no further
+  // step.
+  virtual Status forward(const ForwardBatch& batch, kv::KvStorage& cache,
+                         const std::function<void(int32_t layer)>& layer_done) = 0;
+  // This rank's experts; null where the model has none.
+  virtual ExpertSlots* expert_slots() = 0;
+};
+
+// Where routed experts live and how tokens get to them. Of the whole group; the same on all ranks.
+struct ExpertOptions {
+  experts::EpTopology topology;             // slots_per_rank 0: one slot per expert on the only rank
+  experts::ExpertPlacement placement = {};  // no layers: trivial
+  experts::DispatchAlgorithm dispatch = experts::DispatchAlgorithm::kStatic;
+  int32_t spare_slots = 0;             // of each rank, to change the placement while serving
+  int64_t max_low_latency_tokens = 0;  // of one rank in a low-latency dispatch
+};
+
+// One rank of this process.
+struct RankOptions {
+  Rank rank;
+  int num_threads = 1;                                 // of its pool
+  std::unique_ptr<parallel::ExpertExchange> exchange;  // of exchange_shape(); null for models without experts
+  const Clock* clock = nullptr;                        // for the exchange's deadlines
 };
 
 struct LoadOptions {
@@ -54,19 +84,28 @@ struct LoadOptions {
   uint64_t seed = 0;
   kernels::Backend backend = kernels::Backend::kCpu;
   kernels::Isa isa = kernels::Isa::kAvx2;
-  int num_threads = 1;  // of the rank's pool
-  ForwardLimits limits;
+  int num_threads = 1;   // while loading; load_model(): of the rank's pool, too
+  ForwardLimits limits;  // of one rank
+  ExpertOptions experts;
   std::function<void(double fraction)> progress;  // while loading; may be empty
 };
 
 // What a model of these limits will take, before anything is allocated.
 struct MemoryPlan {
-  int64_t weight_bytes = 0;  // as packed
-  int64_t workspace_bytes = 0;
+  int64_t weight_bytes = 0;     // as packed, without routed experts; shared by the ranks of a process
+  int64_t expert_bytes = 0;     // one rank's slots and spares
+  int64_t workspace_bytes = 0;  // one rank's
+  int64_t exchange_bytes = 0;   // one rank's
 };
 Result<MemoryPlan> plan_memory(const ModelConfig& config, const LoadOptions& options);
 
-// Reads config.json, maps the shards, checks every tensor, packs. Errors name file and fault in one line.
+// What the ranks' exchange must be able to carry. top_k 0: the model has no routed experts.
+parallel::ExchangeShape exchange_shape(const ModelConfig& config, const LoadOptions& options);
+
+// Reads config.json, maps the shards, checks every tensor, packs. Errors name file and fault in one line. The ranks
+// share all weights but their experts; only experts that one of them holds are read.
+Result<std::vector<std::unique_ptr<Model>>> load_ranks(const LoadOptions& options, std::vector<RankOptions> ranks);
+// One rank that holds every expert.
 Result<std::unique_ptr<Model>> load_model(const LoadOptions& options);
 
 // Reads and parses DIR/config.json with overrides.

@@ -27,8 +27,10 @@ struct Architecture {
   std::string_view name;  // as in config.json's "architectures"
   ArchitectureDefaults defaults;
   std::vector<TensorSpec> (*list_tensors)(const ModelConfig& config);
-  // weights: a source over list_tensors(config), in which every tensor was checked. Cannot fail.
-  std::unique_ptr<Model> (*build)(const ModelConfig& config, const WeightSource& weights, const LoadOptions& options);
+  // weights: a source over list_tensors(config), in which every tensor was checked. options.experts: complete and
+  // valid.
+  Result<std::vector<std::unique_ptr<Model>>> (*build)(const ModelConfig& config, const WeightSource& weights,
+                                                       const LoadOptions& options, std::vector<RankOptions> ranks);
   MemoryPlan (*plan_memory)(const ModelConfig& config, const LoadOptions& options);
 };
 

@@ -48,7 +48,8 @@ struct ServerConfig {
   Duration health_timeout = std::chrono::seconds(20);    // without progress of the engine
   Duration control_timeout = std::chrono::seconds(600);  // /flush_cache: until the engine has answered
   std::string server_args_json = "{}";                   // an object: all resolved arguments, for /get_server_info
-  int64_t max_total_num_tokens = 0;
+  int64_t max_total_num_tokens = 0;                      // of a rank
+  int32_t num_ranks = 1;                                 // data-parallel ones
   double weight_gb = 0, kvcache_gb = 0, graph_gb = 0;
   uint64_t seed = 0;  // for drawn request ids and sampling seeds
 };
@@ -80,7 +81,7 @@ class Server {
   // Called on the engine's thread; outlives the server. Enqueues; waits only while 2^18 events are unread.
   std::function<void(api::EngineEvent)> engine_sink();
   // Before the loop runs, or on its thread. engine outlives the server's last request.
-  void start(engine::Engine& engine);
+  void start(engine::EngineDoor& engine);
 
   // Takes nothing new (503), /health turns 503, what runs goes on.
   void drain();

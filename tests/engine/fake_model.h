@@ -52,8 +52,9 @@ class FakeModel final : public model::Model {
   const model::ModelConfig& config() const override { return config_; }
   uint64_t fingerprint() const override { return fingerprint_; }
 
-  void forward(const model::ForwardBatch& batch, kv::KvStorage& cache,
-               const std::function<void(int32_t layer)>& layer_done) override {
+  model::ExpertSlots* expert_slots() override { return nullptr; }
+  Status forward(const model::ForwardBatch& batch, kv::KvStorage& cache,
+                 const std::function<void(int32_t layer)>& layer_done) override {
     forwards += 1;
     for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
       for (size_t i = 0; i < batch.token_ids.size(); ++i) {
@@ -65,6 +66,7 @@ class FakeModel final : public model::Model {
       float* logits = batch.logits + int64_t(i) * config_.vocab_size;
       fill(logits, next_token(batch, cache, batch.logit_rows[i]));
     }
+    return Ok{};
   }
 
   int64_t forwards = 0, faults = 0;

@@ -14,7 +14,7 @@ std::vector<HandoverMessage> one_of_each() {
   confirmed.logprob->token_ids = {-3.0f};
   const KvIdentity identity{0x1122334455667788, 1, 61, 576, 64, 0};
   return {HandoverHello{identity},
-          HandoverHelloReply{false, "page size differs", identity, 1000},
+          HandoverHelloReply{false, "page size differs", identity, 1000, {{"", 9001}, {"node-1", 9002}}},
           HandoverWant{1, 2, 300, 0xabc},
           HandoverSource{1, 2, 3, {7, 8, 9, 100}},
           HandoverAnnounce{1, 2, 3, 0, 61, 64, 128},

@@ -94,11 +94,11 @@ TEST(Forward, AStepAllocatesNothing) {
     Steps prefill(Phase::kPrefill), decode(Phase::kDecode);
     int layers = 0;
     const std::function<void(int32_t)> layer_done = [&](int32_t) { ++layers; };
-    model->forward(prefill.batch, cache, layer_done);
+    ASSERT_TRUE(model->forward(prefill.batch, cache, layer_done));
     const int64_t before = allocations.load();
     EXPECT_GT(before, 0);  // the counter is linked in
-    model->forward(prefill.batch, cache, layer_done);
-    model->forward(decode.batch, cache, layer_done);
+    ASSERT_TRUE(model->forward(prefill.batch, cache, layer_done));
+    ASSERT_TRUE(model->forward(decode.batch, cache, layer_done));
     EXPECT_EQ(allocations.load(), before) << "backend " << int(backend);
     EXPECT_EQ(layers, 3 * model->config().num_layers);
   }
@@ -125,7 +125,7 @@ TEST(Forward, RowsWithoutLogitsCostNone) {
   steps.batch.logit_rows = {};
   steps.batch.logits = nullptr;
   steps.batch.expert_counts = nullptr;
-  model->forward(steps.batch, cache, {});
+  ASSERT_TRUE(model->forward(steps.batch, cache, {}));
 }
 
 TEST(DummyWeights, AreTheSeedsAndGiveFiniteActivations) {

@@ -145,7 +145,7 @@ std::vector<float> Runner::step(Phase phase, std::span<const int> sequences,
   batch.logits = logits.data();
   batch.expert_counts = expert_counts ? expert_counts->data() : nullptr;
   layers_done.clear();
-  model_.forward(batch, cache_, [this](int32_t layer) { layers_done.push_back(layer); });
+  CHECK(model_.forward(batch, cache_, [this](int32_t layer) { layers_done.push_back(layer); }).has_value());
   return logits;
 }
 

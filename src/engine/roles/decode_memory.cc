@@ -1,4 +1,6 @@
 // DecodeWorker's use of the pool: whom it takes in, who gives way, who comes back.
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "base/check.h"
@@ -58,7 +60,7 @@ void DecodeWorker::admit_prepared() {
   bool taken_any = false;
   for (Request* request : preparing_) {
     if (is_terminal(request->state())) continue;
-    const PrefillPeer* peer = request->sink->is_fake ? nullptr : peers_.ready(request->sink->address);
+    const PrefillPeer* peer = request->sink->is_fake ? nullptr : find_source(*request);
     // A prefill server that is slow to answer does not hold up requests of the others.
     if (!request->sink->is_fake && peer == nullptr) continue;
     const scheduler::DecodeCandidate candidate{
@@ -78,6 +80,28 @@ void DecodeWorker::admit_prepared() {
     }
   }
   std::erase_if(preparing_, [](const Request* r) { return r->state() != RequestState::kPreparing; });
+}
+
+// The connection to the rank of the prefill server that has the room, null while there is none. Where the ranks are is
+// said in the handshake with the bootstrap address; both servers choose by the same rule.
+const PrefillPeer* DecodeWorker::find_source(Request& request) {
+  SinkHandover& sink = *request.sink;
+  const PrefillPeer* peer = peers_.ready(sink.address);
+  if (peer == nullptr || sink.is_routed) return peer;
+  sink.is_routed = true;
+  if (peer->ranks.size() < 2) return peer;
+  const uint64_t rank = uint64_t(request.input.data_parallel_rank.value_or(int32_t(sink.room % peer->ranks.size())));
+  if (rank >= peer->ranks.size()) {
+    core_.end(request, aborted(fmt::format("data_parallel_rank {} is not in [0, {}), the ranks of prefill {}", rank,
+                                           peer->ranks.size(), sink.address),
+                               400));
+    return nullptr;
+  }
+  const api::RankAddress& at = peer->ranks[rank];
+  const std::string host = at.host.empty() ? sink.host : at.host;
+  sink.address = PrefillPeers::address_of(host, at.port);
+  peers_.want(host, at.port, core_.now());
+  return peers_.ready(sink.address);
 }
 
 void DecodeWorker::ask(Request& request, const PrefillPeer& peer) {

@@ -301,7 +301,12 @@ void DecodeWorker::lose_peer(const PeerGone& gone) {
   }
   if (gone.was_ready && !waiting.empty()) {
     // Nothing of these has begun: they try the address once more, where another process may answer now.
-    peers_.want(waiting.front()->sink->host, waiting.front()->sink->port, core_.now());
+    for (Request* request : waiting) {
+      SinkHandover& sink = *request->sink;
+      sink.address = PrefillPeers::address_of(sink.host, sink.port);
+      sink.is_routed = false;
+      peers_.want(sink.host, sink.port, core_.now());
+    }
     return;
   }
   for (Request* request : waiting) {

@@ -24,7 +24,8 @@ struct SinkHandover {
   uint64_t room = 0, tag = 0;
   std::string host;
   uint16_t port = 0;
-  std::string address;  // of the prefill server
+  std::string address;     // of the prefill server, then of its rank
+  bool is_routed = false;  // address is the rank's
   bool is_fake = false;
   uint64_t generation = 0;  // of the source lease
   std::vector<int32_t> source_blocks;
@@ -71,6 +72,7 @@ class DecodeWorker {
   void admit_prepared();
   scheduler::DecodeLoad decode_load() const;
   int64_t taken_in_tokens() const;
+  const PrefillPeer* find_source(Request& request);
   void ask(Request& request, const PrefillPeer& peer);
   void add_ranges(Request& request, int32_t layer, int32_t token_begin, int32_t token_end, int32_t remote_blocks);
   void post_reads();

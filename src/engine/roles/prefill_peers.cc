@@ -113,6 +113,7 @@ PeerNews PrefillPeers::receive(PrefillPeer& peer, const std::string& bytes) {
   }
   peer.state = PrefillPeer::State::kReady;
   peer.num_blocks = int32_t(reply->num_blocks);
+  peer.ranks = reply->ranks;
   for (const api::HandoverAbort& farewell : std::exchange(peer.farewells, {})) outbox_.send(*peer.id, farewell);
   log::write(
       log::Level::kInfo, log_scope_,

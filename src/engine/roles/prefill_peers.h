@@ -22,6 +22,7 @@ struct PrefillPeer {
   std::optional<PeerId> id;
   uint64_t epoch = 0;
   int32_t num_blocks = 0;
+  std::vector<api::RankAddress> ranks;        // of the server; empty: it has one rank
   TimePoint deadline{};                       // of connecting and greeting
   std::vector<api::HandoverAbort> farewells;  // rooms given up before the handshake was done
 };

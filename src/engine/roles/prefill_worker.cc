@@ -124,7 +124,7 @@ void PrefillWorker::receive(PeerId peer, const std::string& bytes) {
   if (!fault.empty()) {
     log::write(log::Level::kWarning, core_.config.log_scope,
                fmt::format("handover peer={} refused: {}", peer.value, fault));
-    outbox_.send(peer, api::HandoverHelloReply{false, fault, identity_of(core_), 0});
+    outbox_.send(peer, api::HandoverHelloReply{false, fault, identity_of(core_), 0, {}});
     outbox_.command(kv::DisconnectCommand{peer});
     lose_peer(peer, fault);
     return;
@@ -136,6 +136,7 @@ void PrefillWorker::handle(PeerId peer, const api::HandoverHello& hello) {
   api::HandoverHelloReply reply;
   reply.identity = identity_of(core_);
   reply.num_blocks = uint32_t(core_.parts.cache->layout().num_blocks);
+  reply.ranks = core_.config.rank_addresses;
   const Status compatible = check_compatible(reply.identity, hello.identity);
   reply.accepted = compatible.has_value();
   if (!reply.accepted) {

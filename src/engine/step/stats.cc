@@ -61,9 +61,12 @@ double RateMeter::take(TimePoint now) {
   return rate;
 }
 
-SchedulerMetrics::SchedulerMetrics(profile::Metrics& metrics, const std::string& model_name) {
-  const profile::Labels labels = {
-      {"model_name", model_name}, {"engine_type", "unified"}, {"tp_rank", "0"}, {"pp_rank", "0"}, {"dp_rank", "0"}};
+SchedulerMetrics::SchedulerMetrics(profile::Metrics& metrics, const std::string& model_name, int32_t dp_rank) {
+  const profile::Labels labels = {{"model_name", model_name},
+                                  {"engine_type", "unified"},
+                                  {"tp_rank", "0"},
+                                  {"pp_rank", "0"},
+                                  {"dp_rank", std::to_string(dp_rank)}};
   const auto gauge = [&](const char* name, const char* help) { return metrics.gauge(name, help, labels); };
   const auto counter = [&](const char* name, const char* help) { return metrics.counter(name, help, labels); };
   bootstrap_failed = counter("sglang:num_bootstrap_failed_reqs_total", "Requests whose handshake failed.");

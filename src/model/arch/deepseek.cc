@@ -15,23 +15,49 @@ using device::TensorView;
 using device::WorkspaceScope;
 using kernels::Context;
 
+// Longest sleep between two looks at an exchange; what comes wakes the thread at once.
+constexpr Duration kExchangeLook = std::chrono::milliseconds(20);
+
+// What the ranks of a process share.
+struct DeepseekShared {
+  DeepseekShared(const ModelConfig& config, const WeightSource& source, const LoadOptions& options,
+                 std::unique_ptr<DeepseekWeights> packed)
+      : config(config),
+        fingerprint(source.fingerprint(hash_config(config))),
+        weights(std::move(packed)),
+        rope(config, options.limits.max_context) {}
+
+  const ModelConfig config;
+  const uint64_t fingerprint;
+  const std::unique_ptr<DeepseekWeights> weights;
+  const RopeValues rope;
+};
+
 class DeepseekModel final : public Model {
  public:
-  DeepseekModel(const ModelConfig& config, const WeightSource& source, const LoadOptions& options)
-      : config_(config),
+  DeepseekModel(std::shared_ptr<const DeepseekShared> shared, const LoadOptions& options, RankOptions rank,
+                std::unique_ptr<ExpertSlots> slots)
+      : shared_(std::move(shared)),
+        config_(shared_->config),
         limits_(options.limits),
-        shape_(config.mla()),
-        fingerprint_(source.fingerprint(hash_config(config))),
-        pool_(options.num_threads),
-        weights_(pack_deepseek(config, source, options, pool_)),
-        rope_(config, options.limits.max_context),
-        workspace_(device::Device::kCpu, size_t(deepseek_workspace_bytes(config, options))),
-        ctx_{options.backend, options.isa, &pool_, &workspace_} {}
+        shape_(config_.mla()),
+        pool_(rank.num_threads),
+        weights_(*shared_->weights),
+        slots_(std::move(slots)),
+        exchange_(std::move(rank.exchange)),
+        clock_(rank.clock),
+        fakes_routing_(options.experts.dispatch == experts::DispatchAlgorithm::kFake),
+        workspace_(device::Device::kCpu, size_t(deepseek_workspace_bytes(config_, options, rank.num_threads))),
+        ctx_{options.backend, options.isa, &pool_, &workspace_} {
+    CHECK((slots_ == nullptr) == (exchange_ == nullptr));
+    CHECK(exchange_ == nullptr || clock_ != nullptr);
+  }
 
   const ModelConfig& config() const override { return config_; }
-  uint64_t fingerprint() const override { return fingerprint_; }
-  void forward(const ForwardBatch& batch, kv::KvStorage& cache,
-               const std::function<void(int32_t)>& layer_done) override;
+  uint64_t fingerprint() const override { return shared_->fingerprint; }
+  ExpertSlots* expert_slots() override { return slots_.get(); }
+  Status forward(const ForwardBatch& batch, kv::KvStorage& cache,
+                 const std::function<void(int32_t)>& layer_done) override;
 
  private:
   struct Step {
@@ -53,23 +79,28 @@ class DeepseekModel final : public Model {
   void attention(int32_t layer, const Step& step);
   TensorView project(const AttentionWeights& w, int32_t layer, const Step& step);
   void dense_mlp(const kernels::ExpertWeights& w, int32_t width, TensorView x, TensorView hidden);
-  void mlp(int32_t layer, const Step& step);
-  void routed_experts(int32_t layer, const MlpWeights& w, const Step& step, TensorView x, TensorView x_f32);
+  Status mlp(int32_t layer, const Step& step);
+  Status expert_mlp(int32_t layer, const Step& step, TensorView x, TensorView x_f32);
+  void choose_slots(int32_t layer, const Step& step, TensorView ids) const;
+  Result<parallel::ReceivedRows> receive();
+  Status receive_results(std::span<const float*> rows);
   void logits(const Step& step);
 
-  const ModelConfig config_;
+  const std::shared_ptr<const DeepseekShared> shared_;
+  const ModelConfig& config_;  // shared_'s, as weights_ are
   const ForwardLimits limits_;
   const kernels::MlaShape shape_;
-  const uint64_t fingerprint_;
   device::ThreadPool pool_;
-  const DeepseekWeights weights_;
-  const RopeValues rope_;
+  const DeepseekWeights& weights_;
+  const std::unique_ptr<ExpertSlots> slots_;
+  const std::unique_ptr<parallel::ExpertExchange> exchange_;
+  const Clock* const clock_;
+  const bool fakes_routing_;
   device::Workspace workspace_;
   const Context ctx_;
 };
 
 void DeepseekModel::check(const ForwardBatch& batch, const kv::KvStorage& cache) const {
-  CHECK(!batch.token_ids.empty());
   CHECK(int64_t(batch.token_ids.size()) <= limits_.max_tokens);
   CHECK(batch.positions.size() == batch.token_ids.size());
   CHECK(batch.slots.size() == batch.token_ids.size());
@@ -84,20 +115,21 @@ void DeepseekModel::check(const ForwardBatch& batch, const kv::KvStorage& cache)
   }
 }
 
-void DeepseekModel::forward(const ForwardBatch& batch, kv::KvStorage& cache,
-                            const std::function<void(int32_t)>& layer_done) {
+Status DeepseekModel::forward(const ForwardBatch& batch, kv::KvStorage& cache,
+                              const std::function<void(int32_t)>& layer_done) {
   check(batch, cache);
   workspace_.reset();
   const int64_t rows = int64_t(batch.token_ids.size());
   const Step step{batch, cache, layer_done, rows, f32(rows, config_.hidden_size)};
   const TensorView table(weights_.embedding.data(), weights_.embedding_dtype,
                          {config_.vocab_size, config_.hidden_size});
-  kernels::embed(ctx_, batch.token_ids, table, step.hidden);
+  if (rows > 0) kernels::embed(ctx_, batch.token_ids, table, step.hidden);
   for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
-    attention(layer, step);
-    mlp(layer, step);
+    if (rows > 0) attention(layer, step);
+    RETURN_IF_ERROR(mlp(layer, step));
   }
   if (!batch.logit_rows.empty()) logits(step);
+  return Ok{};
 }
 
 // From the residual stream to rotated queries; on the way the latents go into the cache.
@@ -115,7 +147,7 @@ TensorView DeepseekModel::project(const AttentionWeights& w, int32_t layer, cons
   const kernels::PagedCache cache{step.cache.layer_base(layer), layout.dtype, layout.block_tokens, layout.num_blocks};
   const TensorView kv_a(down.as<float>() + q_lora, DType::kF32, {rows, shape_.row_width()});
   kernels::mla_write_cache(ctx_, shape_, kv_a, width, w.kv_a_norm.view(), config_.rms_norm_eps, step.batch.positions,
-                           step.batch.slots, rope_.table(), cache);
+                           step.batch.slots, shared_->rope.table(), cache);
   if (step.layer_done) step.layer_done(layer);
 
   const TensorView q = f32(rows, q_cols);
@@ -130,7 +162,7 @@ TensorView DeepseekModel::project(const AttentionWeights& w, int32_t layer, cons
   const int64_t heads = shape_.num_heads, head_dim = shape_.nope_dim + shape_.rope_dim;
   const TensorView q_in(q.data(), DType::kF32, {rows, heads, head_dim});
   const TensorView rotated(q_out.data(), q_out.dtype(), {rows, heads, head_dim});
-  kernels::mla_rope_q(ctx_, shape_, q_in, step.batch.positions, rope_.table(), rotated);
+  kernels::mla_rope_q(ctx_, shape_, q_in, step.batch.positions, shared_->rope.table(), rotated);
   return rotated;
 }
 
@@ -158,34 +190,84 @@ void DeepseekModel::dense_mlp(const kernels::ExpertWeights& w, int32_t width, Te
   kernels::linear_add(ctx_, product, w.down, hidden);
 }
 
-void DeepseekModel::mlp(int32_t layer, const Step& step) {
+Status DeepseekModel::mlp(int32_t layer, const Step& step) {
   const MlpWeights& w = weights_.mlp[size_t(layer)];
   const WorkspaceScope scope(workspace_);
-  const bool routed = !w.experts.empty();
+  const bool routed = slots_ != nullptr && slots_->has_experts(layer);
+  if (step.rows == 0 && !routed) return Ok{};
   const TensorView x = act(step.rows, config_.hidden_size);
   const TensorView x_f32 = routed ? f32(step.rows, config_.hidden_size) : TensorView();
-  kernels::rms_norm(ctx_, step.hidden, config_.hidden_size, w.norm.view(), config_.rms_norm_eps, x, x_f32);
-  if (routed) routed_experts(layer, w, step, x, x_f32);
-  if (w.always_width > 0) dense_mlp(w.always, w.always_width, x, step.hidden);
+  if (step.rows > 0) {
+    kernels::rms_norm(ctx_, step.hidden, config_.hidden_size, w.norm.view(), config_.rms_norm_eps, x, x_f32);
+  }
+  if (routed) return expert_mlp(layer, step, x, x_f32);
+  dense_mlp(w.always, w.always_width, x, step.hidden);
+  return Ok{};
 }
 
-// gate -> (here rows travel between ranks) -> experts -> (and back) -> combine.
-void DeepseekModel::routed_experts(int32_t layer, const MlpWeights& w, const Step& step, TensorView x,
-                                   TensorView x_f32) {
-  const WorkspaceScope scope(workspace_);
+// gate -> slots -> rows travel to their experts' ranks, the shared experts run meanwhile -> experts -> results travel
+// back -> combine.
+Status DeepseekModel::expert_mlp(int32_t layer, const Step& step, TensorView x, TensorView x_f32) {
+  const MlpWeights& w = weights_.mlp[size_t(layer)];
   const int64_t top_k = config_.gate.top_k;
   const TensorView ids = take(DType::kI32, step.rows, top_k);
   const TensorView gate_weights = f32(step.rows, top_k);
-  const TensorView bias = w.bias.rows > 0 ? w.bias.view() : TensorView();
-  kernels::gate(ctx_, config_.gate, x_f32, w.router.view(), bias, ids, gate_weights);
-  if (step.batch.expert_counts) {
-    int32_t* counts = step.batch.expert_counts + int64_t(layer) * config_.num_routed_experts;
-    for (int64_t i = 0; i < step.rows * top_k; ++i) ++counts[ids.as<int32_t>()[i]];
+  if (step.rows > 0) {
+    const WorkspaceScope scope(workspace_);
+    const TensorView bias = w.bias.rows > 0 ? w.bias.view() : TensorView();
+    kernels::gate(ctx_, config_.gate, x_f32, w.router.view(), bias, ids, gate_weights);
   }
-  const kernels::SlotSort sort = kernels::sort_by_slot(ctx_, ids, config_.num_routed_experts);
-  const TensorView y = f32(step.rows * top_k, config_.hidden_size);
-  kernels::grouped_mlp(ctx_, x, sort, w.slots, config_.moe_intermediate_size, y);
-  kernels::combine(ctx_, y, sort, gate_weights, step.hidden);
+  choose_slots(layer, step, ids);
+  exchange_->post_dispatch(0, {step.batch.step, layer}, step.batch.exchange_mode, x, ids);
+  if (w.always_width > 0 && step.rows > 0) dense_mlp(w.always, w.always_width, x, step.hidden);
+
+  const std::span<const float*> rows(workspace_.take_array<const float*>(size_t(step.rows * top_k)),
+                                     size_t(step.rows * top_k));
+  ASSIGN_OR_RETURN(const parallel::ReceivedRows received, receive());
+  if (received.results.dim(0) > 0) {
+    const WorkspaceScope scope(workspace_);
+    kernels::grouped_mlp(ctx_, received.rows, received.sort, slots_->weights(layer), config_.moe_intermediate_size,
+                         received.results);
+  }
+  exchange_->post_results(0);
+  RETURN_IF_ERROR(receive_results(rows));
+  if (step.rows > 0) kernels::combine(ctx_, rows, gate_weights, step.hidden);
+  return Ok{};
+}
+
+// Counts logical experts, then turns them into slots in place.
+void DeepseekModel::choose_slots(int32_t layer, const Step& step, TensorView ids) const {
+  const experts::LayerDispatch& dispatch = slots_->layer(layer).dispatch;
+  const int64_t top_k = config_.gate.top_k;
+  int32_t* id = ids.as<int32_t>();
+  int32_t* counts = step.batch.expert_counts;
+  if (counts) counts += int64_t(layer) * config_.num_routed_experts;
+  const uint64_t seed = step.batch.step * uint64_t(config_.num_layers) + uint64_t(layer);
+  for (int64_t token = 0; token < step.rows; ++token) {
+    // A benchmark aid: any top_k different experts, evenly.
+    const uint32_t first = experts::draw_of(seed, uint64_t(token), 0);
+    for (int64_t k = 0; k < top_k; ++k, ++id) {
+      if (fakes_routing_) *id = int32_t((first + k * config_.num_routed_experts / top_k) % config_.num_routed_experts);
+      if (counts) ++counts[*id];
+      *id = dispatch.choose(*id, experts::draw_of(seed, uint64_t(token), uint32_t(k)));
+    }
+  }
+}
+
+Result<parallel::ReceivedRows> DeepseekModel::receive() {
+  for (;;) {
+    ASSIGN_OR_RETURN(const std::optional<parallel::ReceivedRows> received, exchange_->poll_received(0, clock_->now()));
+    if (received) return *received;
+    exchange_->wait(0, kExchangeLook);
+  }
+}
+
+Status DeepseekModel::receive_results(std::span<const float*> rows) {
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool complete, exchange_->poll_results(0, clock_->now(), rows));
+    if (complete) return Ok{};
+    exchange_->wait(0, kExchangeLook);
+  }
 }
 
 void DeepseekModel::logits(const Step& step) {
@@ -206,9 +288,19 @@ void DeepseekModel::logits(const Step& step) {
 
 }  // namespace
 
-std::unique_ptr<Model> build_deepseek(const ModelConfig& config, const WeightSource& weights,
-                                      const LoadOptions& options) {
-  return std::make_unique<DeepseekModel>(config, weights, options);
+Result<std::vector<std::unique_ptr<Model>>> build_deepseek(const ModelConfig& config, const WeightSource& source,
+                                                           const LoadOptions& options, std::vector<RankOptions> ranks) {
+  CHECK(!ranks.empty());
+  std::vector<RankExperts> experts;
+  for (const RankOptions& rank : ranks) experts.push_back({rank.rank, nullptr});
+  ASSIGN_OR_RETURN(std::unique_ptr<DeepseekWeights> weights, pack_deepseek(config, source, options, experts));
+  const auto shared = std::make_shared<const DeepseekShared>(config, source, options, std::move(weights));
+  std::vector<std::unique_ptr<Model>> models;
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    models.push_back(
+        std::make_unique<DeepseekModel>(shared, options, std::move(ranks[i]), std::move(experts[i].slots)));
+  }
+  return models;
 }
 
 }  // namespace tandem::model

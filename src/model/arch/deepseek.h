@@ -15,11 +15,11 @@ class WeightSource;
 std::vector<TensorSpec> deepseek_tensors(const ModelConfig& config);
 
 // Scratch of one step at these limits, kernels' included.
-int64_t deepseek_workspace_bytes(const ModelConfig& config, const LoadOptions& options);
+int64_t deepseek_workspace_bytes(const ModelConfig& config, const LoadOptions& options, int num_threads);
 MemoryPlan plan_deepseek_memory(const ModelConfig& config, const LoadOptions& options);
 
 // weights: a source over deepseek_tensors(config).
-std::unique_ptr<Model> build_deepseek(const ModelConfig& config, const WeightSource& weights,
-                                      const LoadOptions& options);
+Result<std::vector<std::unique_ptr<Model>>> build_deepseek(const ModelConfig& config, const WeightSource& weights,
+                                                           const LoadOptions& options, std::vector<RankOptions> ranks);
 
 }  // namespace tandem::model

@@ -35,7 +35,7 @@ class Packer {
     mlp.norm = values(prefix + "post_attention_layernorm.weight");
     add_attention_jobs(prefix + "self_attn.", attention, jobs);
     if (c_.is_moe_layer(layer)) {
-      add_expert_jobs(prefix + "mlp.", mlp, jobs);
+      add_gate_and_shared(prefix + "mlp.", mlp, jobs);
     } else {
       mlp.always_width = c_.intermediate_size;
       add_mlp_jobs(prefix + "mlp.", mlp.always, jobs);
@@ -60,7 +60,46 @@ class Packer {
     return jobs;
   }
 
+  kernels::ExpertWeights pack_expert(int32_t layer, int32_t expert, Scratch& scratch) const {
+    return pack_mlp(fmt::format("model.layers.{}.mlp.experts.{}.", layer, expert), scratch);
+  }
+
+  // One job for each expert that a rank here holds in this layer: packed once, written to each of its slots.
+  std::vector<Job> expert_jobs(int32_t layer, std::vector<RankExperts>& ranks, std::vector<Status>& outcomes) const {
+    const int32_t per_rank = options_.experts.topology.slots_per_rank;
+    struct Target {
+      ExpertSlots* slots;
+      int32_t place;
+    };
+    std::vector<std::vector<Target>> targets(size_t(c_.num_routed_experts));
+    for (RankExperts& rank : ranks) {
+      for (int32_t s = 0; s < per_rank; ++s) {
+        const int32_t expert = options_.experts.placement.layer(layer)[size_t(rank.rank.value * per_rank + s)];
+        targets[size_t(expert)].push_back({rank.slots.get(), rank.slots->layer(layer).place_of_slot[size_t(s)]});
+      }
+    }
+    outcomes.assign(targets.size(), Ok{});
+    std::vector<Job> jobs;
+    for (int32_t expert = 0; expert < c_.num_routed_experts; ++expert) {
+      if (targets[size_t(expert)].empty()) continue;
+      jobs.push_back([this, layer, expert, to = targets[size_t(expert)], &outcomes](Scratch& scratch) {
+        const kernels::ExpertWeights packed = pack_expert(layer, expert, scratch);
+        for (const Target& target : to) {
+          if (Status filled = target.slots->fill(target.place, packed); !filled) outcomes[size_t(expert)] = filled;
+        }
+      });
+    }
+    return jobs;
+  }
+
  private:
+  kernels::ExpertWeights pack_mlp(const std::string& prefix, Scratch& scratch) const {
+    kernels::ExpertWeights w;
+    w.gate_up = pack({prefix + "gate_proj.weight", prefix + "up_proj.weight"}, scratch);
+    w.down = pack({prefix + "down_proj.weight"}, scratch);
+    return w;
+  }
+
   PackedWeight pack(const std::vector<std::string>& names, Scratch& scratch) const {
     CHECK(names.size() <= scratch.size());
     std::vector<kernels::RawWeight> raw;
@@ -100,13 +139,10 @@ class Packer {
   }
 
   void add_mlp_jobs(const std::string& prefix, kernels::ExpertWeights& w, std::vector<Job>& jobs) const {
-    jobs.push_back([this, prefix, &w](Scratch& scratch) {
-      w.gate_up = pack({prefix + "gate_proj.weight", prefix + "up_proj.weight"}, scratch);
-      w.down = pack({prefix + "down_proj.weight"}, scratch);
-    });
+    jobs.push_back([this, prefix, &w](Scratch& scratch) { w = pack_mlp(prefix, scratch); });
   }
 
-  void add_expert_jobs(const std::string& prefix, MlpWeights& w, std::vector<Job>& jobs) const {
+  void add_gate_and_shared(const std::string& prefix, MlpWeights& w, std::vector<Job>& jobs) const {
     w.router = values(prefix + "gate.weight");
     w.router.rows = c_.num_routed_experts;
     w.router.cols = c_.hidden_size;
@@ -117,11 +153,6 @@ class Packer {
       w.always_width = c_.num_shared_experts * c_.moe_intermediate_size;
       add_mlp_jobs(prefix + "shared_experts.", w.always, jobs);
     }
-    w.experts.resize(size_t(c_.num_routed_experts));
-    for (size_t e = 0; e < w.experts.size(); ++e) {
-      add_mlp_jobs(fmt::format("{}experts.{}.", prefix, e), w.experts[e], jobs);
-      w.slots.push_back(&w.experts[e]);
-    }
   }
 
   const ModelConfig& c_;
@@ -129,28 +160,77 @@ class Packer {
   const LoadOptions& options_;
 };
 
+void settle(device::Arena& arena, PackedWeight& weight) {
+  if (weight.rows() > 0) weight.place(arena.take(weight.bytes()));
+}
+
+// Moves a packed layer's bytes next to each other.
+void settle_layer(DeepseekWeights& w, int32_t layer) {
+  AttentionWeights& attention = w.attention[size_t(layer)];
+  for (PackedWeight* weight : {&attention.down, &attention.q_up, &attention.kv_up.expand, &attention.output}) {
+    settle(w.arena, *weight);
+  }
+  for (PackedWeight& weight : attention.kv_up.absorb_k) settle(w.arena, weight);
+  for (PackedWeight& weight : attention.kv_up.absorb_v) settle(w.arena, weight);
+  settle(w.arena, w.mlp[size_t(layer)].always.gate_up);
+  settle(w.arena, w.mlp[size_t(layer)].always.down);
+}
+
+// Slots of every rank, empty still. The form is that of any expert.
+void make_slots(const ModelConfig& config, const LoadOptions& options, const kernels::ExpertWeights& form,
+                std::vector<RankExperts>& ranks) {
+  ExpertSlots::Shape shape;
+  for (int32_t layer = 0; layer < config.num_layers; ++layer) {
+    if (config.is_moe_layer(layer)) shape.expert_layers.push_back(layer);
+  }
+  shape.num_layers = config.num_layers;
+  shape.slots_per_rank = options.experts.topology.slots_per_rank;
+  shape.num_spares = options.experts.spare_slots;
+  for (RankExperts& rank : ranks) {
+    rank.slots = std::make_unique<ExpertSlots>(shape, form);
+    for (const int32_t layer : shape.expert_layers) {
+      const std::span<const int32_t> slots = options.experts.placement.layer(layer);
+      rank.slots->set_placement(layer, {slots.begin(), slots.end()},
+                                experts::build_dispatch(options.experts.placement, options.experts.topology, layer,
+                                                        rank.rank.value, options.experts.dispatch));
+    }
+  }
+}
+
 }  // namespace
 
-DeepseekWeights pack_deepseek(const ModelConfig& config, const WeightSource& source, const LoadOptions& options,
-                              device::ThreadPool& pool) {
+Result<std::unique_ptr<DeepseekWeights>> pack_deepseek(const ModelConfig& config, const WeightSource& source,
+                                                       const LoadOptions& options, std::vector<RankExperts>& ranks) {
   const Packer packer(config, source, options);
-  DeepseekWeights w;
-  w.attention.resize(size_t(config.num_layers));
-  w.mlp.resize(size_t(config.num_layers));
+  device::ThreadPool pool(options.num_threads);
+  auto w = std::make_unique<DeepseekWeights>();
+  w->attention.resize(size_t(config.num_layers));
+  w->mlp.resize(size_t(config.num_layers));
   std::vector<Scratch> scratch(size_t(pool.num_threads()));
   const auto run = [&](const std::vector<Job>& jobs) {
     pool.parallel_for(int64_t(jobs.size()), [&](int64_t i, int thread) { jobs[size_t(i)](scratch[size_t(thread)]); });
   };
-  run(packer.outer_jobs(w));
+  run(packer.outer_jobs(*w));
+  settle(w->arena, w->head);
+  std::vector<Status> outcomes;
   for (int32_t layer = 0; layer < config.num_layers; ++layer) {
-    run(packer.layer_jobs(layer, w));
+    run(packer.layer_jobs(layer, *w));
+    settle_layer(*w, layer);
+    if (config.is_moe_layer(layer)) {
+      if (!ranks.front().slots) make_slots(config, options, packer.pack_expert(layer, 0, scratch[0]), ranks);
+      run(packer.expert_jobs(layer, ranks, outcomes));
+      for (const Status& outcome : outcomes) {
+        if (!outcome) return invalid_input(fmt::format("{}: {}", options.directory, outcome.error().message));
+      }
+    }
     if (options.progress) options.progress(double(layer + 1) / config.num_layers);
   }
   return w;
 }
 
-int64_t deepseek_weight_bytes(const ModelConfig& config, kernels::Backend backend) {
-  int64_t bytes = 0;
+DeepseekBytes deepseek_weight_bytes(const ModelConfig& config, kernels::Backend backend) {
+  DeepseekBytes bytes;
+  int64_t num_experts = 0;
   for (const TensorSpec& spec : deepseek_tensors(config)) {
     const bool as_f32 =
         spec.role == TensorRole::kGain || spec.role == TensorRole::kBias || spec.role == TensorRole::kRouter;
@@ -159,9 +239,14 @@ int64_t deepseek_weight_bytes(const ModelConfig& config, kernels::Backend backen
     const int64_t scale_rows = backend == kernels::Backend::kCpu ? (spec.rows + 31) / 32 : spec.rows;
     const int64_t scales = width == 1 ? scale_rows * spec.scale_cols() * 4 : 0;
     const bool twice = spec.name.ends_with("kv_b_proj.weight");  // expanded for prefill, absorbed for decode
-    bytes += (spec.num_elements() * width + scales) * (twice ? 2 : 1);
-    if (config.tie_word_embeddings && spec.group == TensorGroup::kEmbedding) bytes += spec.num_elements() * width;
+    const int64_t here = (spec.num_elements() * width + scales) * (twice ? 2 : 1);
+    (spec.group == TensorGroup::kRoutedExperts ? bytes.expert : bytes.shared) += here;
+    num_experts += spec.group == TensorGroup::kRoutedExperts && spec.name.ends_with("down_proj.weight") ? 1 : 0;
+    if (config.tie_word_embeddings && spec.group == TensorGroup::kEmbedding) {
+      bytes.shared += spec.num_elements() * width;
+    }
   }
+  if (num_experts > 0) bytes.expert /= num_experts;
   return bytes;
 }
 

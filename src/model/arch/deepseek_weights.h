@@ -1,14 +1,17 @@
-// The weights of one DeepSeek-family model in the backend's form. Immutable after packing.
+// The weights of one DeepSeek-family model in the backend's form. What every rank of a process shares is immutable
+// after packing; each rank's routed experts lie in its own ExpertSlots.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "device/buffer.h"
 #include "kernels/attention.h"
 #include "kernels/gemm.h"
 #include "kernels/moe.h"
+#include "model/expert_slots.h"
 #include "model/model.h"
 #include "model/weights/weight_source.h"
 
@@ -40,11 +43,10 @@ struct MlpWeights {
   kernels::ExpertWeights always;
   int32_t always_width = 0;  // 0: none
   Values router, bias;       // expert layers; bias only with noaux_tc
-  std::vector<kernels::ExpertWeights> experts;
-  std::vector<const kernels::ExpertWeights*> slots;  // slot -> weights; here every logical expert is its own slot
 };
 
 struct DeepseekWeights {
+  device::Arena arena{device::Device::kCpu};  // the bytes of every packed weight
   device::Buffer embedding;
   device::DType embedding_dtype = device::DType::kBF16;
   std::vector<AttentionWeights> attention;
@@ -53,11 +55,21 @@ struct DeepseekWeights {
   kernels::PackedWeight head;
 };
 
-// Packs on the pool's threads, a layer at a time; progress is called on the calling thread.
-DeepseekWeights pack_deepseek(const ModelConfig& config, const WeightSource& source, const LoadOptions& options,
-                              device::ThreadPool& pool);
+// One rank's part of the experts to be packed.
+struct RankExperts {
+  Rank rank;
+  std::unique_ptr<ExpertSlots> slots;  // null: the model has no routed experts
+};
 
-// What pack_deepseek will own, by the forms that the kernels pack into.
-int64_t deepseek_weight_bytes(const ModelConfig& config, kernels::Backend backend);
+// Packs on the pool's threads, a layer at a time; progress is called on the calling thread. `ranks` get their slots.
+// Error: experts of several forms.
+Result<std::unique_ptr<DeepseekWeights>> pack_deepseek(const ModelConfig& config, const WeightSource& source,
+                                                       const LoadOptions& options, std::vector<RankExperts>& ranks);
+
+// What pack_deepseek will own, by the forms that the kernels pack into: shared weights, and one expert.
+struct DeepseekBytes {
+  int64_t shared = 0, expert = 0;
+};
+DeepseekBytes deepseek_weight_bytes(const ModelConfig& config, kernels::Backend backend);
 
 }  // namespace tandem::model

@@ -15,7 +15,7 @@ constexpr int64_t kAlign = 64;
 class Sizes {
  public:
   Sizes(const ModelConfig& config, const LoadOptions& options, const kernels::Context& ctx)
-      : c_(config), ctx_(ctx), rows_(options.limits.max_tokens), limits_(options.limits) {}
+      : c_(config), options_(options), ctx_(ctx), rows_(options.limits.max_tokens), limits_(options.limits) {}
 
   int64_t total() const {
     const int64_t hidden = f32(rows_, c_.hidden_size);
@@ -51,18 +51,20 @@ class Sizes {
            std::max(linear(rows_, 2 * width, c_.hidden_size), linear(rows_, c_.hidden_size, width));
   }
 
+  // Choices, pointers to results, and the larger of what runs while rows travel and what runs on them.
   int64_t routed() const {
+    const int64_t shared = dense(int64_t(c_.num_shared_experts) * c_.moe_intermediate_size);
     if (c_.num_routed_experts == 0) return 0;
-    const int64_t top_k = c_.gate.top_k;
-    return f32(rows_, top_k) * 2 + f32(rows_ * top_k, c_.hidden_size) +
-           int64_t(kernels::moe_workspace_bytes(ctx_, rows_, int32_t(top_k), c_.num_routed_experts, c_.hidden_size,
-                                                c_.moe_intermediate_size));
+    const experts::EpTopology& topology = options_.experts.topology;
+    const int64_t top_k = c_.gate.top_k, received = rows_ * topology.num_ranks;
+    const int64_t here = std::min<int64_t>(top_k, topology.slots_per_rank);  // choices of a token on one rank
+    const auto grouped = int64_t(kernels::moe_workspace_bytes(ctx_, received, int32_t(here), topology.slots_per_rank,
+                                                              c_.hidden_size, c_.moe_intermediate_size));
+    return f32(rows_, top_k) * 2 + round(rows_ * top_k * int64_t(sizeof(float*))) + std::max(shared, grouped);
   }
 
   int64_t mlp() const {
-    const int64_t shared = int64_t(c_.num_shared_experts) * c_.moe_intermediate_size;
-    return act(rows_, c_.hidden_size) + f32(rows_, c_.hidden_size) +
-           std::max({dense(c_.intermediate_size), dense(shared), routed()});
+    return act(rows_, c_.hidden_size) + f32(rows_, c_.hidden_size) + std::max(dense(c_.intermediate_size), routed());
   }
 
   int64_t logits() const {
@@ -71,6 +73,7 @@ class Sizes {
   }
 
   const ModelConfig& c_;
+  const LoadOptions& options_;
   const kernels::Context& ctx_;
   const int64_t rows_;
   const ForwardLimits limits_;
@@ -78,15 +81,24 @@ class Sizes {
 
 }  // namespace
 
-int64_t deepseek_workspace_bytes(const ModelConfig& config, const LoadOptions& options) {
-  device::ThreadPool pool(options.num_threads);  // kernels size their scratch per thread
+int64_t deepseek_workspace_bytes(const ModelConfig& config, const LoadOptions& options, int num_threads) {
+  device::ThreadPool pool(num_threads);  // kernels size their scratch per thread
   const kernels::Context ctx{options.backend, options.isa, &pool, nullptr};
   return Sizes(config, options, ctx).total();
 }
 
 MemoryPlan plan_deepseek_memory(const ModelConfig& config, const LoadOptions& options) {
-  return {deepseek_weight_bytes(config, options.backend),
-          deepseek_workspace_bytes(config, options) + RopeValues::bytes(config, options.limits.max_context)};
+  const DeepseekBytes weights = deepseek_weight_bytes(config, options.backend);
+  MemoryPlan plan;
+  plan.weight_bytes = weights.shared + RopeValues::bytes(config, options.limits.max_context);
+  plan.workspace_bytes = deepseek_workspace_bytes(config, options, options.num_threads);
+  const parallel::ExchangeShape shape = exchange_shape(config, options);
+  if (shape.top_k == 0) return plan;
+  int64_t layers = 0;
+  for (int32_t layer = 0; layer < config.num_layers; ++layer) layers += config.is_moe_layer(layer) ? 1 : 0;
+  plan.expert_bytes = weights.expert * (layers * shape.slots_per_rank + options.experts.spare_slots);
+  plan.exchange_bytes = parallel::exchange_bytes(shape);
+  return plan;
 }
 
 }  // namespace tandem::model

@@ -187,6 +187,7 @@ api::EngineRequest Core::make_request(api::Call& call, const Sequence& sequence)
   request.top_logprobs_num = item.top_logprobs_num;
   request.token_ids_logprob = item.token_ids_logprob;
   request.priority = call.priority;
+  request.data_parallel_rank = call.data_parallel_rank;
   if (config_.role == engine::Role::kCombined) return request;
   request.bootstrap = item.bootstrap;
   // n sequences of one prompt need rooms of their own, the same on both legs and apart from the other prompts'.

@@ -16,8 +16,8 @@ class EnginePort {
  public:
   explicit EnginePort(net::EventLoop& loop) : loop_(loop) {}
 
-  void attach(engine::Engine& engine) { engine_ = &engine; }
-  engine::Engine* engine() const { return engine_; }
+  void attach(engine::EngineDoor& engine) { engine_ = &engine; }
+  engine::EngineDoor* engine() const { return engine_; }
 
   PushResult submit(api::EngineRequest request);
   void cancel(RequestId id, engine::CancelReason reason, std::string matched_text);
@@ -30,7 +30,7 @@ class EnginePort {
   void send_waiting();
 
   net::EventLoop& loop_;
-  engine::Engine* engine_ = nullptr;
+  engine::EngineDoor* engine_ = nullptr;
   std::deque<engine::CancelCommand> cancels_;  // bounded by the requests that were submitted
   bool drain_waits_ = false;
   std::shared_ptr<net::EventLoop::Timer> timer_;

@@ -104,9 +104,10 @@ Status check_sampling(const PrepareParts& parts, const api::SamplingParams& samp
 }
 
 Status check_placement(const ServerConfig& config, const api::Call& call, const api::PromptItem& item) {
-  if (call.data_parallel_rank && *call.data_parallel_rank != 0) {
+  // With prefill and decode apart it names a rank of the other server too, which has as many as it has.
+  if (call.data_parallel_rank && (*call.data_parallel_rank < 0 || *call.data_parallel_rank >= config.num_ranks)) {
     return invalid_input(
-        fmt::format("data_parallel_rank must be 0, got {}: this server has one rank.", *call.data_parallel_rank));
+        fmt::format("data_parallel_rank must be in [0, {}), got {}.", config.num_ranks, *call.data_parallel_rank));
   }
   if (config.role == engine::Role::kCombined) return Ok{};
   if (!item.bootstrap.room) {

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <utility>
 
 #include "api/error.h"
 #include "api/json_text.h"
@@ -11,8 +12,10 @@
 namespace tandem::server {
 namespace {
 
-engine::EngineSnapshot snapshot_of(Core& core) {
-  return core.port().engine() ? core.port().engine()->snapshot() : engine::EngineSnapshot();
+// By data-parallel rank.
+std::vector<engine::EngineSnapshot> snapshots_of(Core& core) {
+  if (!core.port().engine()) return {engine::EngineSnapshot()};
+  return core.port().engine()->snapshots();
 }
 
 double two_decimals(double value) { return std::round(value * 100) / 100; }
@@ -60,7 +63,11 @@ void get_server_info(Core& core, net::HttpRequest, const Writer& writer) {
   std::string body = merged(config.server_args_json, info);
   body.pop_back();
   body += ",\"internal_states\":[";
-  body += merged(config.server_args_json, state_of(config, snapshot_of(core)));
+  std::string separator;
+  for (const engine::EngineSnapshot& snapshot : snapshots_of(core)) {
+    body += std::exchange(separator, ",");
+    body += merged(config.server_args_json, state_of(config, snapshot));
+  }
   body += "]}";
   net::HttpResponse response;
   response.body = std::move(body);
@@ -68,11 +75,16 @@ void get_server_info(Core& core, net::HttpRequest, const Writer& writer) {
 }
 
 void get_load(Core& core, net::HttpRequest, const Writer& writer) {
-  engine::EngineSnapshot snapshot = snapshot_of(core);
   net::HttpResponse response;
-  response.body = fmt::format(
-      R"([{{"rid":null,"http_worker_ipc":null,"dp_rank":0,"num_reqs":{},"num_waiting_reqs":{},"num_tokens":{}}}])",
-      snapshot.running + snapshot.queued, snapshot.queued, snapshot.used_tokens + snapshot.waiting_tokens);
+  std::string separator;
+  int32_t rank = 0;
+  for (const engine::EngineSnapshot& snapshot : snapshots_of(core)) {
+    response.body += std::exchange(separator, ",");
+    response.body += fmt::format(
+        R"({{"rid":null,"http_worker_ipc":null,"dp_rank":{},"num_reqs":{},"num_waiting_reqs":{},"num_tokens":{}}})",
+        rank++, snapshot.running + snapshot.queued, snapshot.queued, snapshot.used_tokens + snapshot.waiting_tokens);
+  }
+  response.body = "[" + response.body + "]";
   writer->send(std::move(response));
 }
 

@@ -1,0 +1,216 @@
+#include "app/node_ranks.h"
+
+#include <fmt/format.h>
+
+#include <atomic>
+#include <thread>
+
+#include "app/machine.h"
+#include "base/log.h"
+#include "engine/group.h"
+#include "kernels/sample.h"
+#include "kv/transfer_thread.h"
+#include "model/model.h"
+#include "parallel/communicator.h"
+#include "parallel/expert_exchange.h"
+
+namespace tandem::app {
+namespace {
+
+// How long a rank may be missing before the others say so and give up.
+constexpr Duration kRankDeadline = std::chrono::seconds(60);
+constexpr size_t kTransferQueue = 65536;
+// About 20 us of looking at an exchange before a thread parks.
+constexpr int32_t kExchangeSpins = 2000;
+
+engine::LoadBalance balance_of(const std::string& name) {
+  if (name == "shortest_queue") return engine::LoadBalance::kShortestQueue;
+  return name == "minimum_tokens" ? engine::LoadBalance::kMinimumTokens : engine::LoadBalance::kRoundRobin;
+}
+
+// One rank. Members go in reverse order: the engine before what it borrows, the transfer thread before its port.
+struct RankParts {
+  explicit RankParts(size_t queue) : port(queue) {}
+  ~RankParts() {
+    thread = {};  // stops and joins
+    woken = nullptr;
+    transfer.reset();  // joins; its callback reads woken
+  }
+
+  std::unique_ptr<model::Model> model;
+  std::optional<kv::KvStorage> cache;
+  device::ThreadPool sample_pool{1};
+  std::optional<device::Workspace> sample_workspace;
+  std::unique_ptr<parallel::Communicator> communicator;
+  kv::TransferPort port;
+  // Null until the engine is there; the transfer thread starts before it.
+  std::atomic<engine::Engine*> woken{nullptr};
+  std::unique_ptr<kv::TransferThread> transfer;
+  std::unique_ptr<engine::Engine> engine;
+  std::jthread thread;
+};
+
+class NodeRanksImpl final : public NodeRanks {
+ public:
+  NodeRanksImpl(const ResolvedConfig& config, const MemoryPlan& plan, Parts parts,
+                std::function<void(api::EngineEvent)> sink)
+      : config_(config),
+        plan_(plan),
+        parts_(parts),
+        group_(balance_of(config.flags.text("load_balance_method")), std::move(sink)) {}
+  // All ranks are told to stop before one is waited for: each leaves when all want to.
+  ~NodeRanksImpl() override {
+    for (const auto& rank : ranks_) rank->thread.request_stop();
+  }
+
+  Status build() {
+    RETURN_IF_ERROR(load());
+    if (pd()) RETURN_IF_ERROR(open_kv_ports());
+    return build_engines();
+  }
+  engine::EngineDoor& door() override { return group_; }
+  void start() override {
+    for (const auto& rank : ranks_) {
+      rank->thread = std::jthread([&engine = *rank->engine](std::stop_token stop) { engine.run(stop); });
+    }
+  }
+
+ private:
+  bool pd() const { return config_.engine.role != engine::Role::kCombined; }
+  Status load();
+  kv::KvLayout layout() const;
+  Status open_kv_ports();
+  Result<std::unique_ptr<kv::KvTransfer>> open_kv_port(int32_t rank);
+  Status build_engines();
+
+  const ResolvedConfig& config_;
+  const MemoryPlan plan_;
+  const Parts parts_;
+  std::vector<api::RankAddress> addresses_;  // prefill
+  engine::EngineGroup group_;                // the ranks' engines call it to their end
+  std::vector<std::unique_ptr<RankParts>> ranks_;
+};
+
+kv::KvLayout NodeRanksImpl::layout() const {
+  kv::KvLayout layout;
+  layout.num_layers = config_.model.num_layers;
+  layout.row_width = config_.model.mla().row_width();
+  layout.dtype = config_.backend == kernels::Backend::kRef ? device::DType::kF32 : device::DType::kBF16;
+  layout.block_tokens = config_.engine.block_tokens;
+  layout.num_blocks = plan_.max_total_tokens / config_.engine.block_tokens;
+  return layout;
+}
+
+Status NodeRanksImpl::load() {
+  log::info("Load weight begin. avail mem={:.2f} GB", double(plan_.available_bytes) / 1e9);
+  model::LoadOptions options = load_options(config_, plan_.limits, parts_.num_threads);
+  const TimePoint begin = parts_.clock->now();
+  options.progress = [this, begin, last = begin](double fraction) mutable {
+    if (parts_.clock->now() - last < std::chrono::seconds(2)) return;
+    last = parts_.clock->now();
+    log::info("Load weight {:.0f} % after {:.1f} s", fraction * 100, seconds(last - begin));
+  };
+  const int32_t num_ranks = config_.num_ranks;
+  const parallel::ExchangeShape shape = model::exchange_shape(config_.model, options);
+  std::vector<std::unique_ptr<parallel::ExpertExchange>> exchanges;
+  // Ranks that outnumber the cores would only keep each other from running.
+  const int32_t spins = num_ranks <= num_usable_cpus() ? kExchangeSpins : 0;
+  if (shape.top_k > 0) exchanges = parallel::make_local_exchanges(shape, kRankDeadline, spins);
+  std::vector<model::RankOptions> rank_options;
+  for (int32_t i = 0; i < num_ranks; ++i) {
+    model::RankOptions& rank = rank_options.emplace_back();
+    rank.rank = Rank{i};
+    rank.num_threads = threads_per_rank(config_, parts_.num_threads);
+    rank.clock = parts_.clock;
+    if (shape.top_k > 0) rank.exchange = std::move(exchanges[size_t(i)]);
+  }
+  ASSIGN_OR_RETURN(std::vector<std::unique_ptr<model::Model>> models,
+                   model::load_ranks(options, std::move(rank_options)));
+  log::info("Load weight end. type={}, dtype={}, avail mem={:.2f} GB, mem usage={:.2f} GB.", config_.model.architecture,
+            config_.model.fp8_blocks ? "fp8" : "bfloat16", double(available_memory_bytes()) / 1e9,
+            double(plan_.weight_bytes + plan_.expert_bytes * num_ranks) / 1e9);
+  for (std::unique_ptr<model::Model>& model : models) {
+    RankParts& rank = *ranks_.emplace_back(std::make_unique<RankParts>(kTransferQueue));
+    rank.model = std::move(model);
+    rank.cache.emplace(device::Device::kCpu, layout());
+  }
+  log::info("KV Cache is allocated. #tokens: {}, KV size: {:.2f} GB", plan_.max_total_tokens,
+            double(layout().total_bytes()) / 1e9);
+  return Ok{};
+}
+
+// Decode finds a prefill server at its bootstrap port, which is rank 0's; the handshake there names the other ranks'
+// ports.
+Status NodeRanksImpl::open_kv_ports() {
+  if (config_.engine.fake_transfer) return Ok{};  // nobody is talked to
+  const std::string backend = config_.flags.text("disaggregation_transfer_backend");
+  log::info("KV transfer backend: UCX{}", backend == "ucx" ? "" : fmt::format(" (for {})", backend));
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    RankParts& rank = *ranks_[i];
+    ASSIGN_OR_RETURN(std::unique_ptr<kv::KvTransfer> transfer, open_kv_port(int32_t(i)));
+    rank.transfer = std::make_unique<kv::TransferThread>(std::move(transfer), rank.port, *parts_.clock, [&rank] {
+      if (engine::Engine* engine = rank.woken.load()) engine->wake();
+    });
+    if (config_.engine.role != engine::Role::kPrefill) continue;
+    const std::string address = rank.transfer->address();
+    log::info("KV port: {}", address);
+    addresses_.push_back({"", uint16_t(std::stoi(address.substr(address.rfind(':') + 1)))});
+  }
+  if (addresses_.size() < 2) addresses_.clear();
+  return Ok{};
+}
+
+Result<std::unique_ptr<kv::KvTransfer>> NodeRanksImpl::open_kv_port(int32_t rank) {
+  const kv::KvStorage& cache = *ranks_[size_t(rank)]->cache;
+  kv::TransferOptions options;
+  options.host = config_.flags.text("host");
+  options.listen = config_.engine.role == engine::Role::kPrefill;
+  options.port = options.listen && rank == 0 ? config_.engine.default_bootstrap_port : uint16_t(0);
+  options.epoch = config_.engine.epoch;
+  options.heartbeat_interval = from_seconds(config_.environment.heartbeat_interval_s);
+  options.heartbeat_max_failures = int32_t(config_.environment.heartbeat_max_failures);
+  options.secret = config_.environment.kv_secret;
+  return kv::make_ucx_transfer(options, {static_cast<std::byte*>(cache.base()), size_t(cache.layout().total_bytes())});
+}
+
+Status NodeRanksImpl::build_engines() {
+  std::vector<std::unique_ptr<parallel::Communicator>> communicators =
+      parallel::make_local_communicators(config_.num_ranks, kRankDeadline);
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    RankParts& rank = *ranks_[i];
+    rank.communicator = std::move(communicators[i]);
+    engine::EngineParts parts;
+    parts.clock = parts_.clock;
+    parts.model = rank.model.get();
+    parts.kernels.backend = config_.backend;
+    parts.kernels.isa = config_.isa;
+    parts.kernels.pool = &rank.sample_pool;
+    rank.sample_workspace.emplace(device::Device::kCpu,
+                                  kernels::sample_workspace_bytes(parts.kernels, config_.model.vocab_size));
+    parts.kernels.workspace = &*rank.sample_workspace;
+    parts.cache = &*rank.cache;
+    parts.transfer = pd() ? &rank.port : nullptr;
+    parts.communicator = rank.communicator.get();
+    parts.metrics = parts_.metrics;
+    engine::EngineConfig config = config_.engine;
+    config.dp_rank = int32_t(i);
+    config.seed += i;
+    config.rank_addresses = addresses_;
+    if (config_.num_ranks > 1) config.log_scope = fmt::format("DP{} TP{} EP{}", i, i, i);
+    ASSIGN_OR_RETURN(rank.engine, engine::Engine::create(config, parts, group_.rank_sink()));
+    rank.woken = rank.engine.get();
+    group_.add(*rank.engine);
+  }
+  return Ok{};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<NodeRanks>> NodeRanks::create(const ResolvedConfig& config, const MemoryPlan& plan, Parts parts,
+                                                     std::function<void(api::EngineEvent)> sink) {
+  auto ranks = std::make_unique<NodeRanksImpl>(config, plan, parts, std::move(sink));
+  RETURN_IF_ERROR(ranks->build());
+  return std::unique_ptr<NodeRanks>(std::move(ranks));
+}
+
+}  // namespace tandem::app
