@@ -174,7 +174,7 @@ TEST(PlanMemory, IsNearWhatLoadingTakes) {
   options.limits = {1024, 64, 64, 8192};
   const auto plan = plan_memory(*config, options);
   ASSERT_TRUE(plan) << plan.error().message;
-  EXPECT_NEAR(double(plan->weight_bytes), 674e9, 5e9);  // 671 G at a byte, the head at two, scales, kv_b twice
+  EXPECT_NEAR(double(plan->weight_bytes + plan->expert_bytes), 674e9, 5e9);  // 671 G at a byte, the head at two, scales, kv_b twice
   EXPECT_GT(plan->workspace_bytes, int64_t(1) << 28);
   EXPECT_LT(plan->workspace_bytes, int64_t(1) << 33);
 }
@@ -190,7 +190,6 @@ int64_t packed_bytes(const DeepseekWeights& w) {
   for (const MlpWeights& m : w.mlp) {
     for (const Values* v : {&m.norm, &m.router, &m.bias}) bytes += int64_t(v->buffer.bytes());
     if (m.always_width > 0) bytes += int64_t(m.always.gate_up.bytes() + m.always.down.bytes());
-    for (const kernels::ExpertWeights& e : m.experts) bytes += int64_t(e.gate_up.bytes() + e.down.bytes());
   }
   return bytes;
 }
@@ -205,9 +204,20 @@ TEST(PlanMemory, WeightsTakeWhatWasPlanned) {
     const auto config = load_config(options.directory, "");
     ASSERT_TRUE(config);
     const WeightSource source = WeightSource::dummy(deepseek_tensors(*config), *config, 0);
-    device::ThreadPool pool(2);
-    const int64_t packed = packed_bytes(pack_deepseek(*config, source, options, pool));
-    EXPECT_NEAR(double(plan_memory(*config, options)->weight_bytes), double(packed), 0.02 * double(packed));
+    options.num_threads = 2;
+    options.experts.topology = {1, 2, 20};
+    options.experts.spare_slots = 3;
+    options.experts.placement = experts::trivial_placement(config->num_layers, config->num_routed_experts, 40);
+    std::vector<RankExperts> ranks(1);
+    ranks[0].rank = Rank{1};
+    const auto weights = pack_deepseek(*config, source, options, ranks);
+    ASSERT_TRUE(weights);
+    const auto plan = plan_memory(*config, options);
+    const int64_t packed = packed_bytes(**weights);
+    EXPECT_NEAR(double(plan->weight_bytes), double(packed), 0.02 * double(packed));
+    const ExpertSlots& slots = *ranks[0].slots;
+    const double slab = double(slots.place(0).size()) * slots.num_places();
+    EXPECT_NEAR(double(plan->expert_bytes), slab, 0.02 * slab);
   }
 }
 
