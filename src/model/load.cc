@@ -114,6 +114,7 @@ parallel::ExchangeShape exchange_shape(const ModelConfig& config, const LoadOpti
 Result<std::unique_ptr<Model>> load_model(const LoadOptions& options) {
   static const SystemClock clock;
   ASSIGN_OR_RETURN(const ModelConfig config, load_config(options.directory, options.config_overrides));
+  RETURN_IF_ERROR(check_limits(config, options));
   std::vector<RankOptions> ranks(1);
   ranks[0].num_threads = options.num_threads;
   ranks[0].clock = &clock;

@@ -137,6 +137,8 @@ std::vector<float> Runner::step(Phase phase, std::span<const int> sequences,
   std::vector<float> logits(logit_rows.size() * size_t(model_.config().vocab_size));
   ForwardBatch batch;
   batch.phase = phase;
+  batch.step = steps_++;
+  batch.exchange_mode = exchange_mode;
   batch.token_ids = tokens;
   batch.positions = positions;
   batch.slots = slots;
@@ -170,6 +172,8 @@ std::vector<float> Runner::decode(std::span<const int> sequences, std::span<cons
 std::vector<float> Runner::prefill_batch(std::span<const int> sequences, const std::vector<std::vector<int32_t>>& ids) {
   return step(Phase::kPrefill, sequences, ids, false);
 }
+
+void Runner::idle() { step(Phase::kDecode, {}, {}, false); }
 
 int32_t argmax(std::span<const float> logits) {
   return int32_t(std::max_element(logits.begin(), logits.end()) - logits.begin());
