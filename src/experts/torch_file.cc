@@ -66,10 +66,10 @@ class Archive {
   Result<std::span<const uint8_t>> read(const std::string& path) {
     const std::string name = root_ + "/" + path;
     const auto found = members_.find(name);
-    if (found == members_.end()) return corrupt(fmt::format("member {} is missing", quoted(name)));
+    if (found == members_.end()) return corrupt(fmt::format("member {} is missing", in_quotes(name)));
     Entry& entry = found->second;
     if (!entry.checked && crc32_of(entry.member.data) != entry.member.crc32) {
-      return corrupt(fmt::format("member {} does not match its checksum", quoted(name)));
+      return corrupt(fmt::format("member {} does not match its checksum", in_quotes(name)));
     }
     entry.checked = true;
     return entry.member.data;
@@ -89,7 +89,7 @@ Result<TorchValue> parse(std::span<const uint8_t> bytes) {
   if (archive.has("byteorder")) {
     ASSIGN_OR_RETURN(const std::span<const uint8_t> order, archive.read("byteorder"));
     const std::string_view text(reinterpret_cast<const char*>(order.data()), order.size());
-    if (text != "little") return corrupt(fmt::format("byte order {}; only 'little' is read", quoted(text)));
+    if (text != "little") return corrupt(fmt::format("byte order {}; only 'little' is read", in_quotes(text)));
   }
   ASSIGN_OR_RETURN(const std::span<const uint8_t> pickle, archive.read("data.pkl"));
   const auto storage = [&](std::string_view key) { return archive.read("data/" + std::string(key)); };

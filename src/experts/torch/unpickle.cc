@@ -238,7 +238,7 @@ class Unpickler {
         if (storage.name == name) return push({Kind::kStorageType, int64_t(storage.type), 0, {}});
       }
     }
-    fail(fmt::format("GLOBAL {} is not allowed", quoted(std::string(module) + " " + std::string(name))));
+    fail(fmt::format("GLOBAL {} is not allowed", in_quotes(std::string(module) + " " + std::string(name))));
   }
 
   bool is(uint32_t node, Kind kind) const { return nodes_[node].kind == kind; }
@@ -297,7 +297,7 @@ class Unpickler {
     const auto width = uint64_t(element_bytes(storage.type));
     if (uint64_t(storage.num_elements) > view.storage.size() ||
         uint64_t(storage.num_elements) * width != view.storage.size()) {
-      return fail(fmt::format("storage {} should have {} elements of {} bytes and has {} bytes", quoted(storage.key),
+      return fail(fmt::format("storage {} should have {} elements of {} bytes and has {} bytes", in_quotes(storage.key),
                               storage.num_elements, width, view.storage.size()));
     }
     if (const Status status = check_view(view); !status) return fail(status.error().message);

@@ -92,7 +92,7 @@ Status read_zip64_extra(std::span<const uint8_t> extra, CentralEntry& entry) {
     }
     return Ok{};
   }
-  return corrupt(fmt::format("member {} has no ZIP64 field", quoted(entry.member.name)));
+  return corrupt(fmt::format("member {} has no ZIP64 field", in_quotes(entry.member.name)));
 }
 
 // Sets data from the local header, whose name and extra field may have other lengths than the central one's.
@@ -100,16 +100,16 @@ Status locate_data(std::span<const uint8_t> bytes, uint64_t limit, CentralEntry&
   const std::string_view name = entry.member.name;
   if (entry.offset > limit || limit - entry.offset < kLocalBytes ||
       !has_signature(bytes, entry.offset, kLocalSignature)) {
-    return corrupt(fmt::format("member {} has no local header at {}", quoted(name), entry.offset));
+    return corrupt(fmt::format("member {} has no local header at {}", in_quotes(name), entry.offset));
   }
   const uint64_t name_bytes = read_le(bytes, entry.offset + 26, 2), extra_bytes = read_le(bytes, entry.offset + 28, 2);
   const uint64_t after_header = entry.offset + kLocalBytes, data = after_header + name_bytes + extra_bytes;
   if (data > limit || entry.size > limit - data) {
-    return corrupt(fmt::format("member {}: its {} bytes at {} do not lie in front of the directory", quoted(name),
+    return corrupt(fmt::format("member {}: its {} bytes at {} do not lie in front of the directory", in_quotes(name),
                                entry.size, data));
   }
   if (std::string_view(reinterpret_cast<const char*>(bytes.data()) + after_header, name_bytes) != name) {
-    return corrupt(fmt::format("member {} has another name in its local header", quoted(name)));
+    return corrupt(fmt::format("member {} has another name in its local header", in_quotes(name)));
   }
   entry.member.data = bytes.subspan(data, entry.size);
   return Ok{};
@@ -140,12 +140,12 @@ Result<std::vector<ZipMember>> parse_zip(std::span<const uint8_t> bytes) {
     entry.member.crc32 = uint32_t(read_le(bytes, at + 16, 4));
     RETURN_IF_ERROR(read_zip64_extra(bytes.subspan(at + kCentralBytes + name_bytes, extra_bytes), entry));
     if (method != 0 || (flags & 1) != 0 || entry.size != entry.stored_size) {
-      return corrupt(fmt::format("member {} is {}; only stored members are read", quoted(entry.member.name),
+      return corrupt(fmt::format("member {} is {}; only stored members are read", in_quotes(entry.member.name),
                                  (flags & 1) != 0 ? "encrypted" : "compressed"));
     }
     RETURN_IF_ERROR(locate_data(bytes, directory.offset, entry));
     if (!names.insert(entry.member.name).second) {
-      return corrupt(fmt::format("two members are called {}", quoted(entry.member.name)));
+      return corrupt(fmt::format("two members are called {}", in_quotes(entry.member.name)));
     }
     members.push_back(entry.member);
     at += entry_bytes;
