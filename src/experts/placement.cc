@@ -36,6 +36,36 @@ Status validate_layer(const ExpertPlacement& placement, int32_t layer) {
 
 }  // namespace
 
+SlotsOfExperts slots_of_experts(const ExpertPlacement& placement, int32_t layer) {
+  const std::span<const int32_t> experts = placement.layer(layer);
+  SlotsOfExperts inverse{std::vector<int32_t>(size_t(placement.num_logical) + 1), std::vector<int32_t>(experts.size())};
+  for (int32_t expert : experts) inverse.begin[size_t(expert) + 1] += 1;
+  for (size_t i = 1; i < inverse.begin.size(); ++i) inverse.begin[i] += inverse.begin[i - 1];
+  std::vector<int32_t> next(inverse.begin.begin(), inverse.begin.end() - 1);
+  for (size_t slot = 0; slot < experts.size(); ++slot) {
+    inverse.slot[size_t(next[size_t(experts[slot])]++)] = int32_t(slot);
+  }
+  return inverse;
+}
+
+std::vector<int32_t> shares_of_slots(const ExpertPlacement& placement, int32_t layer) {
+  const size_t num_slots = size_t(placement.num_slots);
+  if (!placement.share.empty()) {
+    const auto first = placement.share.begin() + ptrdiff_t(size_t(layer) * num_slots);
+    return {first, first + ptrdiff_t(num_slots)};
+  }
+  std::vector<int32_t> shares(num_slots);
+  const SlotsOfExperts inverse = slots_of_experts(placement, layer);
+  for (int32_t expert = 0; expert < placement.num_logical; ++expert) {
+    const std::span<const int32_t> slots = inverse.of(expert);
+    for (size_t i = 0; i < slots.size(); ++i) {
+      shares[size_t(slots[i])] =
+          kShareUnit / int32_t(slots.size()) + (int32_t(i) < kShareUnit % int32_t(slots.size()) ? 1 : 0);
+    }
+  }
+  return shares;
+}
+
 ExpertPlacement trivial_placement(int32_t num_layers, int32_t num_logical, int32_t num_slots) {
   CHECK(num_logical > 0 && num_slots >= num_logical);
   ExpertPlacement placement{num_layers, num_logical, num_slots, {}, {}};

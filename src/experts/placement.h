@@ -54,6 +54,21 @@ struct ExpertPlacement {
   bool operator==(const ExpertPlacement&) const = default;
 };
 
+// The inverse of one layer: the slots of each expert, ascending.
+struct SlotsOfExperts {
+  std::vector<int32_t> begin;  // [num_logical + 1] into slot
+  std::vector<int32_t> slot;   // [num_slots]
+
+  std::span<const int32_t> of(int32_t expert) const {
+    return {slot.data() + begin[size_t(expert)], size_t(begin[size_t(expert) + 1] - begin[size_t(expert)])};
+  }
+};
+SlotsOfExperts slots_of_experts(const ExpertPlacement& placement, int32_t layer);
+
+// The share of each slot of a layer, [num_slots]. Where the placement gives none, an expert's slots get equal parts,
+// and what does not divide goes to the lowest slots, one part each.
+std::vector<int32_t> shares_of_slots(const ExpertPlacement& placement, int32_t layer);
+
 // Slot i holds expert i mod num_logical, in every layer. REQUIRES num_slots >= num_logical.
 ExpertPlacement trivial_placement(int32_t num_layers, int32_t num_logical, int32_t num_slots);
 
