@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "engine/expert_port.h"
 #include "engine/roles/combined_worker.h"
 #include "engine/roles/decode_worker.h"
 #include "engine/roles/prefill_worker.h"
@@ -156,6 +157,7 @@ bool RankEngine::step() {
     vote.num_sequences = uint32_t(batch_.entries().size());
     vote.kind = batch_.kind();
     vote.wants_shutdown = leaving_ ? 1 : 0;
+    if (core_.parts.experts) vote.change_version = core_.parts.experts->staged();
     communicator.post_vote(vote, core_.now());
     vote_posted_ = true;
   }
@@ -169,6 +171,8 @@ bool RankEngine::step() {
   vote_posted_ = false;
   next_step_ += 1;
   left_ = decision.shutdown != 0;
+  // Between two steps, and on all ranks before the same one.
+  if (core_.parts.experts) core_.parts.experts->switch_staged(decision.change_version);
   if (left_ || decision.kind == parallel::StepKind::kNone) return false;
   run_batch(decision);
   return true;
@@ -194,12 +198,15 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
   model::ForwardBatch forward = batch_.forward_batch();
   forward.step = decision.step;
   forward.exchange_mode = exchange_mode(decision);
+  ExpertPort* const experts = core_.parts.experts;
+  if (experts) forward.expert_counts = experts->counts();
   with_worker([&](auto& worker) { worker.before_forward(batch_); });
   const Status done = core_.parts.model->forward(forward, *core_.parts.cache, [this](int32_t layer) {
     with_worker([&](auto& worker) { worker.layer_done(batch_, layer); });
   });
   if (!done) return lose_group(done.error().message);
   forward_steps_ += 1;
+  if (experts) experts->step_done(decision.step);
   if (batch_.empty()) return;  // an idle step: another rank had tokens
   sampler_.run(core_.parts.kernels, batch_);
   with_worker([&](auto& worker) { worker.after_step(batch_, sampler_); });

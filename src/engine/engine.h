@@ -28,6 +28,8 @@
 
 namespace tandem::engine {
 
+class ExpertPort;
+
 enum class Role : uint8_t { kCombined, kPrefill, kDecode };
 enum class SchedulePolicy : uint8_t { kFcfs, kLpm, kRandom, kDfsWeight, kLof };
 
@@ -73,6 +75,7 @@ struct EngineParts {
   kv::TransferPort* transfer = nullptr;  // null for combined servers
   parallel::Communicator* communicator = nullptr;
   profile::Metrics* metrics = nullptr;
+  ExpertPort* experts = nullptr;  // null: experts are neither counted nor moved
 };
 
 // Server -> engine.
