@@ -31,6 +31,14 @@ TorchValue::Dict placement_value(const PlacementFile& file, PlacementForm form) 
   return dict;
 }
 
+// PyTorch before 2.0 does not allow a float in a pickle to its restricted loader, but a tensor without dimensions.
+void wrap_floats(TorchValue::Dict& dict) {
+  for (TorchValue& value : dict.values) {
+    if (const auto* number = value.get_if<double>()) value = {number_tensor({}, std::span(number, 1))};
+    if (auto* inner = std::get_if<TorchValue::Dict>(&value.data)) wrap_floats(*inner);
+  }
+}
+
 // A reader never sees half a file: a new one is written beside it and takes its name.
 Status write_file(const std::string& path, const std::string& bytes) {
   const std::string partial = path + ".partial";
@@ -82,7 +90,9 @@ std::string format_placement_json(const PlacementFile& file, PlacementForm form)
 }
 
 Result<std::string> format_placement_torch(const PlacementFile& file, PlacementForm form) {
-  return format_torch_file({placement_value(file, form)});
+  TorchValue::Dict dict = placement_value(file, form);
+  wrap_floats(dict);
+  return format_torch_file({std::move(dict)});
 }
 
 Status write_load(const std::string& path, const LoadFile& file) {

@@ -167,6 +167,7 @@ TEST(LoadFiles, BrokenSafetensorsAreNamed) {
       {R"({"dtype":"I32","shape":[1,2],"data_offsets":[4,0]})", "bytes [4, 0) of 8"},
       {R"({"dtype":"I32","shape":[1,3],"data_offsets":[0,8]})", "3 elements of I32 in 8 bytes"},
       {R"({"dtype":"I32","shape":[4294967296,4294967296],"data_offsets":[0,8]})", "absurd sizes"},
+      {R"({"dtype":"I32","shape":[0,4611686018427387904,4],"data_offsets":[0,0]})", "absurd sizes"},
       {R"({"dtype":"F8","shape":[1,2],"data_offsets":[0,8]})", "dtype 'F8' is not read"},
       {R"({"dtype":"I32","shape":[1,2]})", "needs dtype, shape, data_offsets"},
       {R"({"dtype":"I32","shape":[1,2],"data_offsets":[0,8]},"b":{"dtype":"I32","shape":[1],"data_offsets":[0,4]})",

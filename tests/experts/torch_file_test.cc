@@ -85,6 +85,14 @@ TEST(TorchFile, ARecordersDumpIsRead) {
   for (size_t i = 0; i < 24; ++i) EXPECT_EQ(counts.integer_at(i), int64_t(i));
 }
 
+TEST(TorchFile, AnArchiveWithA64BitDirectoryIsRead) {
+  EXPECT_EQ(TorchValue{read_dict("zip64.pt")}, TorchValue{read_dict("stat.pt")});
+  const Bytes whole = golden("zip64.pt");
+  for (size_t length = 0; length < whole.size(); ++length) {
+    EXPECT_FALSE(parse_torch_file({whole.data(), length}, "f.pt")) << length;
+  }
+}
+
 TEST(TorchFile, ListsOfRecordsKeepTheirValues) {
   const TorchValue::Dict dump = read_dict("per_token_1.pt");
   const auto& records = std::get<TorchValue::List>(dump.find("records")->data);

@@ -174,8 +174,12 @@ Result<TorchTensor> safetensors_entry(const TorchValue& value, std::span<const u
     if (size < 0 || __builtin_mul_overflow(elements, size, &elements)) return corrupt("absurd sizes");
   }
   view.strides.assign(view.sizes.size(), 1);
-  for (size_t i = view.sizes.size(); i-- > 1;)
-    view.strides[i - 1] = view.strides[i] * std::max<int64_t>(1, view.sizes[i]);
+  for (size_t i = view.sizes.size(); i-- > 1;) {
+    // An empty tensor may have huge sizes beside its zero.
+    if (__builtin_mul_overflow(view.strides[i], std::max<int64_t>(1, view.sizes[i]), &view.strides[i - 1])) {
+      return corrupt("absurd sizes");
+    }
+  }
   if (elements > end - begin || elements * element_bytes(view.type) != end - begin) {
     return corrupt(fmt::format("{} elements of {} in {} bytes", elements, *type_name, end - begin));
   }

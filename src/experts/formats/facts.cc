@@ -38,6 +38,8 @@ constexpr double kLargestWhole = 0x1p53;
 Result<double> number_of(const TorchValue& value, std::string_view key) {
   if (const auto* integer = value.get_if<int64_t>()) return double(*integer);
   if (const auto* number = value.get_if<double>()) return *number;
+  const TorchTensor* tensor = value.tensor();
+  if (tensor != nullptr && tensor->shape.empty() && tensor->num_elements() == 1) return tensor->number_at(0);
   if (const auto* text = value.get_if<std::string>()) {
     double number = 0;
     const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), number);

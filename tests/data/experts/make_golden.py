@@ -5,6 +5,7 @@ The files imitate what SGLang's expert distribution recorder saves, plus what a 
 """
 import os
 import pathlib
+import struct
 
 import torch
 
@@ -14,6 +15,27 @@ LAYERS, EXPERTS, SLOTS = 2, 4, 6
 
 def save(name, value):
     torch.save(value, here / name)
+
+
+def to_zip64(data):
+    """The same archive with a ZIP64 directory, as one of more than 4 GiB has: 32-bit fields saturated."""
+    end = data.rindex(b"PK\5\6")
+    count, size, begin = struct.unpack_from("<HII", data, end + 10)
+    out, at = data[:begin], begin
+    for _ in range(count):
+        head = bytearray(data[at : at + 46])
+        name_length, extra_length = struct.unpack_from("<HH", head, 28)
+        sizes, offset = struct.unpack_from("<II", head, 20), struct.unpack_from("<I", head, 42)
+        extra = struct.pack("<HHQQQ", 1, 24, sizes[1], sizes[0], offset[0])
+        struct.pack_into("<II", head, 20, 2**32 - 1, 2**32 - 1)
+        struct.pack_into("<I", head, 42, 2**32 - 1)
+        struct.pack_into("<H", head, 30, len(extra))
+        out += bytes(head) + data[at + 46 : at + 46 + name_length] + extra
+        at += 46 + name_length + extra_length
+    end64 = len(out)
+    out += b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, end64 - begin, begin)
+    out += b"PK\6\7" + struct.pack("<IQI", 0, end64, 1)
+    return out + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 2**32 - 1, 0)
 
 
 class Evil:
@@ -59,3 +81,5 @@ save(
 save("state_dict.pt", torch.nn.Linear(2, 1).state_dict())
 save("forbidden.pt", {"logical_count": counts, "evil": Evil()})
 save("expanded.pt", {"logical_count": torch.ones(1).expand(1000, 1000)})
+(here / "zip64.pt").write_bytes(to_zip64((here / "stat.pt").read_bytes()))
+assert torch.equal(torch.load(here / "zip64.pt")["logical_count"], counts)
