@@ -50,8 +50,8 @@ NORMALIZERS = [
     sequence({"type": "NFD"}, LOWERCASE, replace("Regex", r"\p{M}", ""), STRIP),
     sequence({"type": "NFKC"}, sequence(LOWERCASE, replace("String", "``", '"')), {"type": "NFC"}),
 ]
-# Their matches are empty, which upsets the library's account of offsets: mostly it fails, and where words are cut it may
-# say the same text twice. Where it does neither we agree.
+# Their matches are empty, which upsets the library's account of offsets: mostly it fails, and where words are cut it
+# may say the same text twice. Where it does neither we agree.
 EMPTY_MATCHES = [replace("String", "", "-"), replace("Regex", "b*", "<b>"), replace("Regex", "^", "> ")]
 # What is found before and after normalization, with every flag; <Ä> and <U> are found in the spelling that they get.
 ADDED = [
@@ -159,8 +159,8 @@ def compare(peer, tokenizer, lines):
         json.dump(tokenizer, file)
         file.flush()
         asked = "".join(json.dumps(line) + "\n" for line in lines)
-        answers = subprocess.run([peer, file.name], input=asked.encode(), stdout=subprocess.PIPE, check=True).stdout
-    answers = answers.splitlines()
+        done = subprocess.run([peer, file.name], input=asked.encode(), stdout=subprocess.PIPE, check=True)
+    answers = done.stdout.splitlines()
     assert len(answers) == len(lines), "one answer for each line"
     faults = panics = 0
     for text, answer in zip(lines, answers):

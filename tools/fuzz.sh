@@ -7,35 +7,38 @@
 # tests/data/corpus/TARGET under a name that says what it is, with a test in the room's own words.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-seconds=${1:-120}
-shift || true
 export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1} UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
-
-cmake --preset fuzz >/dev/null
-cmake --build --preset fuzz -j "${JOBS:-$(nproc)}" --target fuzz_targets
-targets=("$@")
-((${#targets[@]})) || mapfile -t targets < <(find build/fuzz/fuzz -type f -executable -printf '%f\n' | sort)
 
 stat() { sed -n "s/^stat::$1: *//p" "$2" | tail -1; }
 
-failed=0
-table=$(printf '%-26s %12s %9s %12s %8s' target executions 'new units' 'of them kept' faults)
-for target in "${targets[@]}"; do
-  findings=build/fuzz/findings/$target
-  seeds=tests/data/corpus/$target
-  rm -rf "$findings"
-  mkdir -p "$findings/found" "$findings/minimal"
-  echo "== $target"
-  nice "build/fuzz/fuzz/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
-    -artifact_prefix="$findings/" "$findings/found" "$seeds" >"$findings/log.txt" 2>&1 || true
-  cp "$seeds"/* "$findings/minimal"
-  nice "build/fuzz/fuzz/$target" -merge=1 -timeout=10 "$findings/minimal" "$findings/found" \
-    >"$findings/merge.txt" 2>&1 || true
-  for seed in "$seeds"/*; do rm "$findings/minimal/$(basename "$seed")"; done
-  faults=$(find "$findings" -maxdepth 1 -regex '.*/\(crash\|timeout\|oom\|leak\)-.*' | wc -l)
-  ((faults == 0)) || failed=1
-  table+=$'\n'$(printf '%-26s %12s %9s %12s %8s' "$target" "$(stat number_of_executed_units "$findings/log.txt")" \
-    "$(stat new_units_added "$findings/log.txt")" "$(find "$findings/minimal" -type f | wc -l)" "$faults")
-done
-echo "$table"
-exit "$failed"
+main() {
+  local seconds=${1:-120}
+  shift || true
+  cmake --preset fuzz >/dev/null
+  cmake --build --preset fuzz -j "${JOBS:-$(nproc)}" --target fuzz_targets
+  local target findings seeds seed faults failed=0 table targets=("$@")
+  ((${#targets[@]})) || mapfile -t targets < <(find build/fuzz/fuzz -type f -executable -printf '%f\n' | sort)
+
+  table=$(printf '%-26s %12s %9s %12s %8s' target executions 'new units' 'of them kept' faults)
+  for target in "${targets[@]}"; do
+    findings=build/fuzz/findings/$target
+    seeds=tests/data/corpus/$target
+    rm -rf "$findings"
+    mkdir -p "$findings/found" "$findings/minimal"
+    echo "== $target"
+    nice "build/fuzz/fuzz/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+      -artifact_prefix="$findings/" "$findings/found" "$seeds" >"$findings/log.txt" 2>&1 || true
+    cp "$seeds"/* "$findings/minimal"
+    nice "build/fuzz/fuzz/$target" -merge=1 -timeout=10 "$findings/minimal" "$findings/found" \
+      >"$findings/merge.txt" 2>&1 || true
+    for seed in "$seeds"/*; do rm "$findings/minimal/$(basename "$seed")"; done
+    faults=$(find "$findings" -maxdepth 1 -regex '.*/\(crash\|timeout\|oom\|leak\)-.*' | wc -l)
+    ((faults == 0)) || failed=1
+    table+=$'\n'$(printf '%-26s %12s %9s %12s %8s' "$target" "$(stat number_of_executed_units "$findings/log.txt")" \
+      "$(stat new_units_added "$findings/log.txt")" "$(find "$findings/minimal" -type f | wc -l)" "$faults")
+  done
+  echo "$table"
+  return "$failed"
+}
+
+main "$@"; exit

