@@ -58,7 +58,8 @@ int launch_server(Args args) {
     return 0;
   }
   for (const std::string& refusal : config.refusals) fail(fmt::format("{}: not in this version", refusal));
-  if (!config.refusals.empty()) return 2;
+  for (const std::string& line : config.missing) fail(line);
+  if (!config.refusals.empty() || !config.missing.empty()) return 2;
 
   log::configure(log_level(config.flags.text("log_level")), config.environment.log_milliseconds);
   watch_signals();

@@ -7,6 +7,7 @@
 
 #include "app/machine.h"
 #include "base/log.h"
+#include "engine/expert_port.h"
 #include "engine/group.h"
 #include "kernels/sample.h"
 #include "kv/transfer_thread.h"
@@ -38,6 +39,7 @@ struct RankParts {
   }
 
   std::unique_ptr<model::Model> model;
+  std::unique_ptr<engine::ExpertPort> experts;  // null: no routed experts
   std::optional<kv::KvStorage> cache;
   device::ThreadPool sample_pool{1};
   std::optional<device::Workspace> sample_workspace;
@@ -60,16 +62,21 @@ class NodeRanksImpl final : public NodeRanks {
         group_(balance_of(config.flags.text("load_balance_method")), std::move(sink)) {}
   // All ranks are told to stop before one is waited for: each leaves when all want to.
   ~NodeRanksImpl() override {
+    balancer_thread_ = {};  // stops and joins
     for (const auto& rank : ranks_) rank->thread.request_stop();
   }
 
   Status build() {
     RETURN_IF_ERROR(load());
     if (pd()) RETURN_IF_ERROR(open_kv_ports());
-    return build_engines();
+    RETURN_IF_ERROR(build_engines());
+    build_balancer();
+    return Ok{};
   }
   engine::EngineDoor& door() override { return group_; }
+  engine::ExpertBalancer* experts() override { return balancer_.get(); }
   void start() override {
+    if (balancer_) balancer_thread_ = std::jthread([this](std::stop_token stop) { balancer_->run(stop); });
     for (const auto& rank : ranks_) {
       rank->thread = std::jthread([&engine = *rank->engine](std::stop_token stop) { engine.run(stop); });
     }
@@ -82,6 +89,7 @@ class NodeRanksImpl final : public NodeRanks {
   Status open_kv_ports();
   Result<std::unique_ptr<kv::KvTransfer>> open_kv_port(int32_t rank);
   Status build_engines();
+  void build_balancer();
 
   const ResolvedConfig& config_;
   const MemoryPlan plan_;
@@ -89,6 +97,8 @@ class NodeRanksImpl final : public NodeRanks {
   std::vector<api::RankAddress> addresses_;  // prefill
   engine::EngineGroup group_;                // the ranks' engines call it to their end
   std::vector<std::unique_ptr<RankParts>> ranks_;
+  std::unique_ptr<engine::ExpertBalancer> balancer_;
+  std::jthread balancer_thread_;
 };
 
 kv::KvLayout NodeRanksImpl::layout() const {
@@ -133,6 +143,10 @@ Status NodeRanksImpl::load() {
     RankParts& rank = *ranks_.emplace_back(std::make_unique<RankParts>(kTransferQueue));
     rank.model = std::move(model);
     rank.cache.emplace(device::Device::kCpu, layout());
+    if (model::ExpertSlots* slots = rank.model->expert_slots()) {
+      rank.experts =
+          std::make_unique<engine::ExpertPort>(config_.model.num_layers, config_.model.num_routed_experts, *slots);
+    }
   }
   log::info("KV Cache is allocated. #tokens: {}, KV size: {:.2f} GB", plan_.max_total_tokens,
             double(layout().total_bytes()) / 1e9);
@@ -192,6 +206,7 @@ Status NodeRanksImpl::build_engines() {
     parts.transfer = pd() ? &rank.port : nullptr;
     parts.communicator = rank.communicator.get();
     parts.metrics = parts_.metrics;
+    parts.experts = rank.experts.get();
     engine::EngineConfig config = config_.engine;
     config.dp_rank = int32_t(i);
     config.seed += i;
@@ -202,6 +217,16 @@ Status NodeRanksImpl::build_engines() {
     group_.add(*rank.engine);
   }
   return Ok{};
+}
+
+void NodeRanksImpl::build_balancer() {
+  if (!ranks_[0]->experts) return;
+  engine::BalancerParts parts;
+  parts.clock = parts_.clock;
+  parts.metrics = parts_.metrics;
+  for (const auto& rank : ranks_) parts.ports.push_back(rank->experts.get());
+  parts.placement = config_.experts.placement;
+  balancer_ = std::make_unique<engine::ExpertBalancer>(*config_.balancer, std::move(parts));
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "app/memory_plan.h"
 #include "app/resolve.h"
 #include "engine/engine.h"
+#include "engine/expert_balancer.h"
 #include "profile/metrics.h"
 
 namespace tandem::app {
@@ -25,7 +26,8 @@ class NodeRanks {
   virtual ~NodeRanks() = default;  // ends what still runs with a 503 and joins
 
   virtual engine::EngineDoor& door() = 0;
-  virtual void start() = 0;  // the engine threads
+  virtual engine::ExpertBalancer* experts() = 0;  // null: no routed experts
+  virtual void start() = 0;                       // the engine threads, and the balancer's
 };
 
 }  // namespace tandem::app

@@ -6,6 +6,8 @@
 
 #include "app/embedded_model.h"
 #include "app/server_flags.h"
+#include "experts/balance.h"
+#include "experts/files.h"
 #include "model/model.h"
 
 namespace tandem::app {
@@ -53,6 +55,8 @@ struct Resolver {
       range(field, 1, kMany);
     }
     range("num_reserved_decode_tokens", 0, kMany);
+    range("eplb_spare_slots", 0, kMany);
+    range("eplb_bytes_per_step", 1, INT64_MAX);
     range("ep_num_redundant_experts", 0, kMany);
     range("node_rank", 0, kMany);
     range("random_seed", 0, INT64_MAX);
@@ -66,6 +70,8 @@ struct Resolver {
     fraction("mem_fraction_static", 1.0);
     fraction("tbo_token_distribution_threshold", 0.5);
     fraction("kv_digest_sample_rate", 1.0);
+    fraction("eplb_target", 1.0);
+    fraction("eplb_min_rebalancing_utilization_threshold", 1.0);
     for (const char* field : {"watchdog_timeout", "drain_timeout", "schedule_conservativeness"}) {
       if (flags.number(field) < 0) fault("--{}: wanted at least 0, got {}", dashed(field), flags.number(field));
     }
@@ -254,6 +260,68 @@ struct Resolver {
     if (!config.ep_dispatch_algorithm.empty()) {
       config.experts.dispatch = *experts::parse_dispatch_algorithm(config.ep_dispatch_algorithm);
     }
+    config.experts.topology.num_nodes = 1;
+    if (config.model.num_routed_experts > 0) resolve_balancer();
+  }
+
+  void resolve_balancer() {
+    engine::ExpertBalancerConfig& balancer = config.balancer.emplace();
+    const bool periodic = flags.enabled("enable_eplb");
+    const std::string mode = flags.text("expert_distribution_recorder_mode");
+    if (mode == "per_pass" || mode == "per_token") {
+      config.refusals.push_back("--expert-distribution-recorder-mode " + mode);
+    }
+    balancer.topology = config.experts.topology;
+    balancer.dispatch = config.experts.dispatch;
+    balancer.num_groups = config.model.gate.num_groups;
+    const std::string algorithm = flags.text("eplb_algorithm");
+    balancer.algorithm = algorithm == "auto" ? "tandem" : algorithm;
+    balancer.is_periodic = periodic;
+    balancer.steps_between = flags.integer("eplb_rebalance_num_iterations");
+    balancer.skip_above = flags.number("eplb_min_rebalancing_utilization_threshold");
+    balancer.target = flags.number("eplb_target");
+    if (flags.has("eplb_rebalance_layers_per_chunk")) {
+      balancer.layers_per_version = int32_t(flags.integer("eplb_rebalance_layers_per_chunk"));
+    }
+    if (flags.enabled("enable_eplb_rebalance_async")) balancer.bytes_per_step = flags.integer("eplb_bytes_per_step");
+    balancer.recorder_steps = flags.has("expert_distribution_recorder_buffer_size")
+                                  ? flags.integer("expert_distribution_recorder_buffer_size")
+                                  : balancer.steps_between;
+    balancer.dump_directory = config.environment.recorder_directory;
+    balancer.model_name = config.served_model_name;
+    const int64_t spares = flags.has("eplb_spare_slots") ? flags.integer("eplb_spare_slots") : periodic ? 8 : 0;
+    config.experts.spare_slots = int32_t(spares);
+    if (periodic && spares == 0) fault("--enable-eplb needs at least one spare slot, got --eplb-spare-slots 0");
+    if (faults.empty()) resolve_location();
+  }
+
+  // The placement at start: as given, or planned from given loads.
+  void resolve_location() {
+    const experts::EpTopology& topology = config.experts.topology;
+    const experts::ExpertShape want{config.model.num_layers, config.model.num_routed_experts, topology.num_slots()};
+    Result<experts::InitExpertLocation> location =
+        experts::read_init_expert_location(flags.text("init_expert_location"), want);
+    if (!location) {
+      const std::string line = "--init-expert-location: " + location.error().message;
+      (location.error().code == ErrorCode::kNotFound ? config.missing : faults).push_back(line);
+      return;
+    }
+    if (auto* given = std::get_if<experts::PlacementFile>(&*location)) {
+      config.experts.placement = std::move(given->placement);
+    } else if (const auto* load = std::get_if<experts::LoadFile>(&*location)) {
+      Result<experts::BalanceAlgorithm> algorithm = experts::find_balance_algorithm(config.balancer->algorithm);
+      const experts::BalanceProblem problem{{&load->load, 1}, topology, config.model.gate.num_groups};
+      Result<experts::ExpertPlacement> plan =
+          algorithm ? plan_experts(*algorithm, problem) : Result<experts::ExpertPlacement>(algorithm.error());
+      if (!plan) return fault("--init-expert-location: {}", plan.error().message);
+      config.experts.placement = std::move(*plan);
+    } else if (topology.num_slots() >= config.model.num_routed_experts) {
+      config.experts.placement = experts::trivial_placement(want.num_layers, want.num_logical, want.num_slots);
+    }
+    if (config.experts.placement.num_layers == 0) return;
+    if (Status valid = validate(config.experts.placement, topology); !valid) {
+      fault("--init-expert-location: {}", valid.error().message);
+    }
   }
 
   void resolve_scheduler() {
@@ -400,7 +468,9 @@ json::Object describe(const ResolvedConfig& config) {
   derived["context_length"] = config.engine.context_length;
   derived["num_reserved_decode_tokens"] = config.engine.num_reserved_decode_tokens;
   derived["radix_cache"] = config.engine.radix_cache;
-  json::Array warnings, refusals;
+  json::Array warnings, refusals, missing;
+  for (const std::string& line : config.missing) missing.emplace_back(line);
+  derived["missing"] = std::move(missing);
   for (const std::string& line : config.warnings) warnings.emplace_back(line);
   for (const std::string& line : config.refusals) refusals.emplace_back(line);
   derived["warnings"] = std::move(warnings);

@@ -98,7 +98,7 @@ Status ProcessImpl::build() {
   RETURN_IF_ERROR(build_server(plan));
   ASSIGN_OR_RETURN(ranks_,
                    NodeRanks::create(config_, plan, {&clock_, &metrics_, num_threads_}, server_->engine_sink()));
-  server_->start(ranks_->door());
+  server_->start(ranks_->door(), ranks_->experts());
   return listen();
 }
 

@@ -107,9 +107,9 @@ class ExpertBalancer {
   void stop_recording(std::function<void(Status)> done);
   // The path of the file.
   void dump_recording(std::function<void(Result<std::string>)> done);
-  // Plans now, from the counts so far; algorithm "" is the configured one. placement: this one, instead of a plan.
-  void rebalance(std::string algorithm, std::optional<experts::ExpertPlacement> placement,
-                 std::function<void(Result<RebalanceReply>)> done);
+  // Plans now, from the counts so far; algorithm "" is the configured one. placement: JSON text of one to take instead
+  // of a plan, as --init-expert-location has it; "" for none.
+  void rebalance(std::string algorithm, std::string placement, std::function<void(Result<RebalanceReply>)> done);
   BalancerView view() const;
 
   // One round of bounded work. Returns whether there is more to do at once.
@@ -127,8 +127,7 @@ class ExpertBalancer {
     std::function<void(Result<std::string>)> done;
   };
   struct Rebalance {
-    std::string algorithm;
-    std::optional<experts::ExpertPlacement> placement;
+    std::string algorithm, placement;
     std::function<void(Result<RebalanceReply>)> done;
   };
   using Request = std::variant<StartRecording, StopRecording, DumpRecording, Rebalance>;
@@ -142,6 +141,7 @@ class ExpertBalancer {
   bool is_due() const;
   Result<RebalanceReply> start_plan(const std::string& algorithm, const experts::ExpertPlacement* given);
   Result<experts::ExpertPlacement> make_plan(const std::string& algorithm);
+  Result<experts::ExpertPlacement> read_placement(const std::string& text) const;
   bool advance();
   void fail(const std::string& reason);
   Result<std::string> write_dump();

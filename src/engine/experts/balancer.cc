@@ -9,6 +9,7 @@
 #include "engine/expert_balancer.h"
 #include "engine/experts/dump.h"
 #include "engine/experts/mover.h"
+#include "experts/files.h"
 #include "experts/repair.h"
 
 namespace tandem::engine {
@@ -75,7 +76,7 @@ void ExpertBalancer::stop_recording(std::function<void(Status)> done) {
 void ExpertBalancer::dump_recording(std::function<void(Result<std::string>)> done) {
   if (requests_.push(DumpRecording{done}) != PushResult::kPushed) done(exhausted("too many control requests wait"));
 }
-void ExpertBalancer::rebalance(std::string algorithm, std::optional<experts::ExpertPlacement> placement,
+void ExpertBalancer::rebalance(std::string algorithm, std::string placement,
                                std::function<void(Result<RebalanceReply>)> done) {
   if (requests_.push(Rebalance{std::move(algorithm), std::move(placement), done}) != PushResult::kPushed) {
     done(exhausted("too many control requests wait"));
@@ -136,10 +137,19 @@ void ExpertBalancer::serve(DumpRecording& request) { request.done(write_dump());
 
 void ExpertBalancer::serve(Rebalance& request) {
   collect();
-  Result<RebalanceReply> reply = start_plan(request.algorithm.empty() ? config_.algorithm : request.algorithm,
-                                            request.placement ? &*request.placement : nullptr);
-  if (!reply && reply.error().code != ErrorCode::kInvalidInput) fail(reply.error().message);
-  request.done(std::move(reply));
+  const std::string& algorithm = request.algorithm.empty() ? config_.algorithm : request.algorithm;
+  if (request.placement.empty()) return request.done(start_plan(algorithm, nullptr));
+  const Result<experts::ExpertPlacement> given = read_placement(request.placement);
+  request.done(given ? start_plan(algorithm, &*given) : Result<RebalanceReply>(given.error()));
+}
+
+Result<experts::ExpertPlacement> ExpertBalancer::read_placement(const std::string& text) const {
+  const experts::ExpertShape want{window_.num_layers, window_.num_logical, config_.topology.num_slots()};
+  const std::span<const uint8_t> bytes(reinterpret_cast<const uint8_t*>(text.data()), text.size());
+  ASSIGN_OR_RETURN(experts::ExpertFile file, parse_expert_file(bytes, "placement", want, experts::StepDetail::kSum));
+  auto* placement = std::get_if<experts::PlacementFile>(&file);
+  if (placement == nullptr) return invalid_input("placement: wanted physical_to_logical_map, got a load");
+  return std::move(placement->placement);
 }
 
 Result<std::string> ExpertBalancer::write_dump() {
@@ -190,6 +200,9 @@ Result<experts::ExpertPlacement> ExpertBalancer::make_plan(const std::string& al
 
 Result<RebalanceReply> ExpertBalancer::start_plan(const std::string& algorithm, const experts::ExpertPlacement* given) {
   if (mover_->is_busy()) return exhausted("a rebalance is under way");
+  if (parts_.ports[0]->slots().shape().num_spares == 0) {
+    return invalid_input("no spare slots were reserved at start: --enable-eplb or --eplb-spare-slots N reserves them");
+  }
   const experts::ExpertPlacement& current = mover_->placement();
   RebalanceReply reply;
   reply.before = experts::balancedness(window_, current, config_.topology).mean;
