@@ -10,9 +10,6 @@
 namespace tandem::experts {
 namespace {
 
-constexpr int32_t kLevelRounds = 64;
-constexpr int32_t kFinest = kShareUnit - 4;  // balancedness at which levelling stops, in parts of kShareUnit
-
 void check_sizes(const ExpertLoad& load, const ExpertPlacement& placement, const EpTopology& topology) {
   CHECK(load.num_layers == placement.num_layers);
   CHECK(load.num_logical == placement.num_logical);
@@ -109,9 +106,12 @@ std::vector<int32_t> assign_ranks(std::span<const int64_t> overlap, const EpTopo
 
 }  // namespace
 
-ExpertPlacement reshare(const ExpertLoad& load, const ExpertPlacement& current, const EpTopology& topology) {
-  return change_layers(load, current, topology,
-                       [](LayerState& state, int32_t) { level_all(state, state.limit_at(kFinest), kLevelRounds); });
+ExpertPlacement reshare(const ExpertLoad& load, const ExpertPlacement& current, const EpTopology& topology,
+                        ShareGrain grain) {
+  return change_layers(load, current, topology, [&](LayerState& state, int32_t) {
+    level_fully(state);
+    if (grain == ShareGrain::kWholeRanks) level_in_units(state, topology.num_ranks);
+  });
 }
 
 ExpertPlacement repair(const ExpertLoad& load, const ExpertPlacement& current, const EpTopology& topology,
@@ -119,14 +119,14 @@ ExpertPlacement repair(const ExpertLoad& load, const ExpertPlacement& current, c
   CHECK(limits.target > 0 && limits.target <= 1);
   const int32_t target = std::max(1, int32_t(limits.target * kShareUnit));
   return change_layers(load, current, topology, [&](LayerState& state, int32_t layer) {
-    level_all(state, state.limit_at(kFinest), kLevelRounds);
+    level_fully(state);
     const std::span<const int32_t> before = current.layer(layer);
     search(state, {.limit = state.limit_at(target),
                    .max_steps = topology.num_slots(),
                    .max_changed = limits.max_changed_per_layer,
                    .level_each_step = true,
                    .original = {before.begin(), before.end()}});
-    level_all(state, state.limit_at(kFinest), kLevelRounds);
+    level_fully(state);
   });
 }
 

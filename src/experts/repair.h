@@ -11,9 +11,15 @@ namespace tandem::experts {
 // All three REQUIRE a valid placement, and a load of the same layers and experts that passes check_problem(). Layers
 // without load are left as they are.
 
-// The same slots; shares that spread the load as evenly as this placement can. Moves no weights. No rank gets more than
-// the most loaded one had.
-ExpertPlacement reshare(const ExpertLoad& load, const ExpertPlacement& current, const EpTopology& topology);
+enum class ShareGrain {
+  kExact,       // for weighted and dynamic dispatch
+  kWholeRanks,  // shares are multiples of 1/num_ranks, which static dispatch serves as they are
+};
+
+// The same slots; shares that spread the load as evenly as this placement can. Moves no weights. kExact: no rank
+// gets more than the most loaded one had.
+ExpertPlacement reshare(const ExpertLoad& load, const ExpertPlacement& current, const EpTopology& topology,
+                        ShareGrain grain = ShareGrain::kExact);
 
 struct RepairLimits {
   double target = 0.97;               // in (0, 1]: a layer this balanced is left alone

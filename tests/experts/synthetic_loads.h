@@ -119,9 +119,9 @@ inline ExpertLoad synthetic_load(LoadKind kind, const LoadShape& shape, uint64_t
   return load;
 }
 
-// Windows of traffic that changes: from one window to the next each expert's log-weight keeps `memory` of its
-// deviation and the rest is drawn anew, so that the spread of the layer stays.
-inline std::vector<ExpertLoad> drifting_loads(LoadKind kind, const LoadShape& shape, int32_t num_windows, double memory,
+// Windows of traffic that changes: from one window to the next each expert's log-weight moves by `step` (a standard
+// deviation; 0.2 is about 20 % of its load) and is drawn back to the mean so that the spread of the layer stays.
+inline std::vector<ExpertLoad> drifting_loads(LoadKind kind, const LoadShape& shape, int32_t num_windows, double step,
                                               uint64_t seed) {
   Random random(seed);
   std::vector<std::vector<double>> state;
@@ -136,8 +136,8 @@ inline std::vector<ExpertLoad> drifting_loads(LoadKind kind, const LoadShape& sh
       double mean = 0, square = 0;
       for (double weight : weights) mean += weight / double(weights.size());
       for (double weight : weights) square += (weight - mean) * (weight - mean) / double(weights.size());
-      const double fresh = std::sqrt(square * (1 - memory * memory));
-      for (double& weight : weights) weight = mean + memory * (weight - mean) + fresh * random.normal();
+      const double kept = square > step * step ? std::sqrt(1 - step * step / square) : 0;
+      for (double& weight : weights) weight = mean + kept * (weight - mean) + step * random.normal();
     }
   }
   return windows;

@@ -119,6 +119,12 @@ std::vector<int32_t> experts_by_node(std::span<const int64_t> tokens, int32_t nu
   return original;
 }
 
+std::vector<int32_t> deepseek_layer(std::span<const int64_t> tokens, const EpTopology& topology) {
+  std::vector<int32_t> slots(size_t(topology.num_slots()));
+  plan_layer(tokens, topology, 1, 1, slots);
+  return slots;
+}
+
 Result<ExpertPlacement> deepseek_global(const BalanceProblem& problem) { return plan_layers(problem, 1, 1); }
 
 Result<ExpertPlacement> deepseek_hierarchical(const BalanceProblem& problem) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <numeric>
 
 #include "base/check.h"
@@ -10,6 +11,7 @@ namespace tandem::experts {
 namespace {
 
 constexpr int kTotalBits = 46;
+constexpr int kUnitRounds = 4;
 
 bool lower(const Host& a, const Host& b) { return a.base != b.base ? a.base < b.base : a.rank < b.rank; }
 
@@ -112,6 +114,50 @@ void LayerState::level(int32_t expert) {
   for (size_t i = 0; i < used; ++i, --over) set_part(scratch_[i].slot, level + (over > 0 ? 1 : 0) - scratch_[i].base);
 }
 
+void LayerState::level_in_units(int32_t expert, int32_t units) {
+  hosts_of(expert, scratch_);
+  std::vector<int32_t> slots, dealt(scratch_.size(), 0);
+  for (const Host& host : scratch_) slots.push_back(host.slot);
+  const int64_t unit = load(expert) / units;
+  for (int32_t i = 0; i < units; ++i) {
+    size_t least = 0;
+    for (size_t host = 1; host < scratch_.size(); ++host) {
+      if (scratch_[host].base + dealt[host] * unit < scratch_[least].base + dealt[least] * unit) least = host;
+    }
+    dealt[least] += 1;
+  }
+  for (int32_t slot : slots_of(expert)) set_part(slot, 0);
+  deal(expert, slots, dealt, units);
+}
+
+void LayerState::round_to_units(int32_t expert, int32_t units) {
+  const std::span<const int32_t> slots = slots_of(expert);
+  std::vector<int32_t> dealt, order(slots.size());
+  std::vector<int64_t> remainder;
+  int32_t left = units;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    dealt.push_back(int32_t(part(slots[i]) * units / load(expert)));
+    remainder.push_back(part(slots[i]) * units % load(expert));
+    left -= dealt.back();
+    order[i] = int32_t(i);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return remainder[size_t(a)] > remainder[size_t(b)]; });
+  for (int32_t i = 0; i < left; ++i) dealt[size_t(order[size_t(i)])] += 1;
+  deal(expert, slots, dealt, units);
+}
+
+void LayerState::deal(int32_t expert, std::span<const int32_t> slots, std::span<const int32_t> units,
+                      int32_t num_units) {
+  // Rounding down at the running sum makes the parts add up to the load.
+  int64_t upto = 0;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const int64_t before = load(expert) * upto / num_units;
+    upto += units[i];
+    set_part(slots[i], load(expert) * upto / num_units - before);
+  }
+}
+
 std::vector<int32_t> LayerState::shares() const {
   std::vector<int32_t> result(expert_.size(), 0);
   std::vector<std::pair<int64_t, int32_t>> remainders;  // minus the remainder, slot
@@ -181,6 +227,29 @@ bool is_level(const LayerState& state) {
   return true;
 }
 
+void level_in_units(LayerState& state, int32_t units) {
+  std::vector<int32_t> replicated;
+  for (int32_t expert = 0; expert < state.num_logical(); ++expert) {
+    if (state.slots_of(expert).size() > 1 && state.load(expert) > 0) replicated.push_back(expert);
+  }
+  std::stable_sort(replicated.begin(), replicated.end(),
+                   [&](int32_t a, int32_t b) { return state.load(a) > state.load(b); });
+  int64_t least = std::numeric_limits<int64_t>::max();
+  std::vector<int64_t> best(size_t(state.topology().num_slots()));
+  for (int round = 0; round < kUnitRounds; ++round) {
+    for (int32_t expert : replicated) {
+      if (round == 0)
+        state.round_to_units(expert, units);
+      else
+        state.level_in_units(expert, units);
+    }
+    if (state.largest() >= least) continue;
+    least = state.largest();
+    for (size_t slot = 0; slot < best.size(); ++slot) best[slot] = state.part(int32_t(slot));
+  }
+  for (size_t slot = 0; slot < best.size(); ++slot) state.set_part(int32_t(slot), best[slot]);
+}
+
 void level_all(LayerState& state, int64_t limit, int32_t max_rounds) {
   std::vector<int32_t> replicated;
   for (int32_t expert = 0; expert < state.num_logical(); ++expert) {
@@ -193,5 +262,7 @@ void level_all(LayerState& state, int64_t limit, int32_t max_rounds) {
     for (size_t i = replicated.size(); i-- > 0;) state.level(replicated[i]);
   }
 }
+
+void level_fully(LayerState& state) { level_all(state, state.limit_at(kShareUnit - kShareUnit / 16384), 64); }
 
 }  // namespace tandem::experts

@@ -54,11 +54,17 @@ class LayerState {
   // Splits the load of an expert over its hosts so that the largest of them is least: the water level rises over the
   // lowest bases. A second slot on a rank gets nothing.
   void level(int32_t expert);
+  // The same in `units` equal parts, dealt one by one to the host with least.
+  void level_in_units(int32_t expert, int32_t units);
+  // The parts as they are, rounded to whole units by largest remainder.
+  void round_to_units(int32_t expert, int32_t units);
 
   // Shares of the slots, [num_slots], in parts of kShareUnit, by largest remainder; equal for experts without load.
   std::vector<int32_t> shares() const;
 
  private:
+  // The i-th slot gets units[i] of num_units equal parts.
+  void deal(int32_t expert, std::span<const int32_t> slots, std::span<const int32_t> units, int32_t num_units);
   size_t cell(int32_t rank, int32_t expert) const { return size_t(rank) * load_.size() + size_t(expert); }
 
   EpTopology topology_;
@@ -82,6 +88,13 @@ int64_t water_level_with(std::span<const Host> hosts, int64_t amount, int64_t ba
 // nothing can be gained. No rank's load ends over the largest of before. This is block descent on the sum of squares of
 // the rank loads, whose minimum also has the least largest load for this placement.
 void level_all(LayerState& state, int64_t limit, int32_t max_rounds);
+
+// As level as this placement allows, to 1/16384 of balancedness.
+void level_fully(LayerState& state);
+
+// Splits every replicated expert into `units` equal parts, which its hosts get whole. The most loaded experts first;
+// each part goes to the host that it leaves least loaded. A few rounds, the best of which stays.
+void level_in_units(LayerState& state, int32_t units);
 
 // True where no split can lower the largest load (but for a sliver of the mean): of the load of the busiest rank
 // nothing can flow, directly or over other ranks, to a rank that is less loaded.

@@ -66,9 +66,16 @@ class Search {
     const int64_t load = state_.rank_load(busy);
     best.peak = load - (load - mean) / 64;
     find_swap(busy, best);
-    // Without a budget of slots a swap that settles both ranks need not be compared with anything.
-    if (limits_.max_changed >= 0 || best.peak > limits_.limit) find_replica(busy, best);
-    return best;
+    if (limits_.max_changed < 0) {
+      // A swap that settles both ranks need not be compared with anything.
+      if (best.peak > limits_.limit) find_replica(busy, best);
+      return best;
+    }
+    // A swap changes two slots: a replica move is as good if it takes off half as much.
+    Step replica;
+    replica.peak = load - (load - best.peak) / 2;
+    find_replica(busy, replica);
+    return replica.kind != StepKind::kNone ? replica : best;
   }
 
   void find_swap(int32_t busy, Step& best) const {

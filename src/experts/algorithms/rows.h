@@ -22,11 +22,14 @@ Result<ExpertPlacement> deepseek_auto(const BalanceProblem& problem);
 Result<ExpertPlacement> deepseek_vec(const BalanceProblem& problem);
 Result<ExpertPlacement> deepseek_vec_hierarchical(const BalanceProblem& problem);
 
-// Ours: integers only, no two replicas of an expert on a rank where avoidable, local search, then uneven shares. Never
-// less balanced than deepseek_global.
+// Ours: integers only, no two replicas of an expert on a rank where avoidable, local search, then uneven shares. A
+// layer is never less balanced than by deepseek_global (where a rank has no more slots than there are experts).
 Result<ExpertPlacement> tandem_global(const BalanceProblem& problem);
 // Ours with each routing group on one node; errors as deepseek_hierarchical.
 Result<ExpertPlacement> tandem_hierarchical(const BalanceProblem& problem);
+
+// One layer of deepseek_global: the expert of each slot.
+std::vector<int32_t> deepseek_layer(std::span<const int64_t> tokens, const EpTopology& topology);
 
 // What the hierarchical planners ask for.
 Status check_groups(const BalanceProblem& problem);

@@ -11,8 +11,6 @@ namespace tandem::experts {
 namespace {
 
 constexpr int32_t kGoodEnough = kShareUnit - kShareUnit / 2048;  // balancedness at which the search stops
-constexpr int32_t kLevelRounds = 64;
-constexpr int32_t kFinest = kShareUnit - 4;
 
 // Slots per expert, their sum being num_slots: the next goes to the largest load per replica, then to the fewer
 // replicas, then to the lower expert. Beyond one per rank only when every expert has that many.
@@ -105,22 +103,69 @@ class Packer {
   std::priority_queue<Rank, std::vector<Rank>, std::greater<Rank>> open_;  // ranks with room
 };
 
-void plan_fresh(LayerState& state) {
+// Moves replicas and shares from wherever they are.
+void improve(LayerState& state) {
+  const int64_t limit = state.limit_at(kGoodEnough);
+  search(state, {.limit = limit, .max_steps = 64, .original = {}});
+  level_fully(state);
+  search(state, {.limit = limit, .max_steps = 24, .level_each_step = true, .original = {}});
+  level_fully(state);
+}
+
+int64_t part_of(int64_t load, int32_t replicas, int32_t i) { return load / replicas + (i < load % replicas ? 1 : 0); }
+
+void pack_replicas(LayerState& state) {
   std::vector<Item> items;
   const std::vector<int32_t> count = count_replicas(state);
   for (int32_t expert = 0; expert < state.num_logical(); ++expert) {
     const int32_t replicas = count[size_t(expert)];
-    for (int32_t i = 0; i < replicas; ++i) {
-      items.push_back({state.load(expert) / replicas + (i < state.load(expert) % replicas ? 1 : 0), expert});
-    }
+    for (int32_t i = 0; i < replicas; ++i) items.push_back({part_of(state.load(expert), replicas, i), expert});
   }
   Packer(state).pack(std::move(items));
-  if (state.total() == 0) return;
-  const int64_t limit = state.limit_at(kGoodEnough);
-  search(state, {.limit = limit, .max_steps = 64, .original = {}});
-  level_all(state, state.limit_at(kFinest), kLevelRounds);
-  search(state, {.limit = limit, .max_steps = 24, .level_each_step = true, .original = {}});
-  level_all(state, state.limit_at(kFinest), kLevelRounds);
+}
+
+// A plan of the published planner with its loads of the ranks. Where it puts two replicas of an expert on a rank, the
+// first serves for both and the other slot gets a replica, so far without load, of the most loaded expert that the rank
+// does not hold. REQUIRES at least as many experts as slots on a rank.
+void put_apart(LayerState& state, std::span<const int32_t> experts) {
+  std::vector<int32_t> count(size_t(state.num_logical()), 0), next = count;
+  for (int32_t expert : experts) count[size_t(expert)] += 1;
+  std::vector<int32_t> doubled;
+  for (int32_t slot = 0; slot < int32_t(experts.size()); ++slot) {
+    const int32_t expert = experts[size_t(slot)], rank = state.rank_of(slot);
+    const int64_t part = part_of(state.load(expert), count[size_t(expert)], next[size_t(expert)]++);
+    if (!state.holds(rank, expert)) {
+      state.put(slot, expert, part);
+      continue;
+    }
+    doubled.push_back(slot);
+    for (int32_t other : state.slots_of(expert)) {
+      if (state.rank_of(other) == rank) state.set_part(other, state.part(other) + part);
+    }
+  }
+  for (int32_t slot : doubled) {
+    int32_t best = -1;
+    for (int32_t expert = 0; expert < state.num_logical(); ++expert) {
+      if (state.holds(state.rank_of(slot), expert)) continue;
+      if (best < 0 || state.load(expert) > state.load(best)) best = expert;
+    }
+    CHECK(best >= 0);
+    state.put(slot, best, 0);
+  }
+}
+
+LayerState plan_fresh(std::span<const int64_t> tokens, const EpTopology& topology) {
+  LayerState state(tokens, topology);
+  pack_replicas(state);
+  if (state.total() == 0) return state;
+  improve(state);
+  // With coarse loads a search may end above the published plan. Then it starts from there.
+  if (topology.slots_per_rank > state.num_logical()) return state;
+  LayerState published(tokens, topology);
+  put_apart(published, deepseek_layer(tokens, topology));
+  if (published.largest() >= state.largest()) return state;
+  improve(published);
+  return published;
 }
 
 // Experts of one node (or all of them) in one layer: their plan into the slots and shares of that node.
@@ -128,8 +173,7 @@ void plan_part(std::span<const int64_t> tokens, std::span<const int32_t> experts
                std::span<int32_t> slots, std::span<int32_t> shares) {
   std::vector<int64_t> part_tokens;
   for (int32_t expert : experts) part_tokens.push_back(tokens[size_t(expert)]);
-  LayerState state(part_tokens, topology);
-  plan_fresh(state);
+  const LayerState state = plan_fresh(part_tokens, topology);
   const std::vector<int32_t> planned = state.shares();
   for (size_t slot = 0; slot < slots.size(); ++slot) {
     slots[slot] = experts[size_t(state.expert(int32_t(slot)))];
