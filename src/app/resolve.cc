@@ -267,7 +267,9 @@ struct Resolver {
   void resolve_balancer() {
     engine::ExpertBalancerConfig& balancer = config.balancer.emplace();
     const bool periodic = flags.enabled("enable_eplb");
-    const std::string mode = flags.text("expert_distribution_recorder_mode");
+    const std::string mode = flags.has("expert_distribution_recorder_mode")
+                                 ? flags.text("expert_distribution_recorder_mode")
+                                 : "stat";
     if (mode == "per_pass" || mode == "per_token") {
       config.refusals.push_back("--expert-distribution-recorder-mode " + mode);
     }
