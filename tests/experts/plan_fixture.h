@@ -47,7 +47,7 @@ template <class Visit>
 void for_each_load(Visit visit) {
   for (const PlanShape& shape : kPlanShapes) {
     for (LoadKind kind : kLoadKinds) {
-      for (uint64_t seed = 0; seed < (shape.num_logical > 100 ? 2u : 8u); ++seed) {
+      for (uint64_t seed = 0; seed < (shape.num_logical > 100 ? 1u : 6u); ++seed) {
         const std::string description = std::string(name_of(kind)) + ", seed " + std::to_string(seed) + ", " +
                                         std::to_string(shape.topology.num_slots()) + " slots on " +
                                         std::to_string(shape.topology.num_ranks) + " ranks";
