@@ -189,7 +189,10 @@ Result<experts::ExpertPlacement> ExpertBalancer::make_plan(const std::string& al
   const experts::ExpertPlacement& current = mover_->placement();
   if (parts_.plan) return parts_.plan({window_, current, algorithm});
   if (algorithm == kOwnAlgorithm) {
-    return experts::repair(window_, current, config_.topology, {config_.target, config_.max_changed_per_layer});
+    const experts::ExpertPlacement plan =
+        experts::repair(window_, current, config_.topology, {config_.target, config_.max_changed_per_layer});
+    if (config_.dispatch != experts::DispatchAlgorithm::kStatic) return plan;
+    return experts::reshare(window_, plan, config_.topology, experts::ShareGrain::kWholeRanks);
   }
   ASSIGN_OR_RETURN(const experts::BalanceAlgorithm row, experts::find_balance_algorithm(algorithm));
   const experts::BalanceProblem problem{{&window_, 1}, config_.topology, config_.num_groups};
@@ -216,7 +219,6 @@ Result<RebalanceReply> ExpertBalancer::start_plan(const std::string& algorithm, 
     reply.epoch = now_.epoch;
     return reply;
   }
-  log::info("[EPLBManager] rebalance start");
   const TimePoint begin = parts_.clock->now();
   Result<experts::ExpertPlacement> plan = given ? Result<experts::ExpertPlacement>(*given) : make_plan(algorithm);
   now_.last_planning_ms = seconds(parts_.clock->now() - begin) * 1e3;
@@ -236,6 +238,7 @@ Result<RebalanceReply> ExpertBalancer::start_plan(const std::string& algorithm, 
   metrics_->plans.add();
   metrics_->planned.set(reply.after);
   metrics_->planning_ms.set(now_.last_planning_ms);
+  log::info("[EPLBManager] rebalance start");
   log::info("[EPLBManager] plan algorithm={} planning_ms={:.2f} balancedness={:.3f} planned={:.3f} layers={} moves={}",
             given ? "given" : algorithm, now_.last_planning_ms, reply.before, reply.after, reply.layers, reply.moves);
   std::fill(window_.tokens.begin(), window_.tokens.end(), 0);

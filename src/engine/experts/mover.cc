@@ -152,7 +152,7 @@ void ExpertMover::stage() {
     if (next.share.empty()) next.share = all_shares(placement_);
     std::copy(step.step.share.begin(), step.step.share.end(), next.share.begin() + int64_t(row));
   }
-  version_ += 1;
+  staged_ += 1;
   for (size_t rank = 0; rank < ports_.size(); ++rank) {
     std::vector<LayerSwitch> switches;
     for (size_t i = 0; i < version_layers_.size(); ++i) {
@@ -163,18 +163,19 @@ void ExpertMover::stage() {
       change.experts.logical_of_slot = step.step.logical_of_slot;
       change.experts.dispatch = experts::build_dispatch(next, topology_, step.layer, int32_t(rank), dispatch_);
     }
-    ports_[rank]->stage(version_, std::move(switches));
+    ports_[rank]->stage(staged_, std::move(switches));
   }
   pending_ = std::move(next);
   phase_ = Phase::kStaged;
 }
 
 bool ExpertMover::all_applied() const {
-  return std::ranges::all_of(ports_, [&](const ExpertPort* port) { return port->applied() == version_; });
+  return std::ranges::all_of(ports_, [&](const ExpertPort* port) { return port->applied() == staged_; });
 }
 
 void ExpertMover::finish_version() {
   placement_ = std::move(pending_);
+  version_ = staged_;
   for (size_t i = 0; i < version_layers_.size(); ++i) {
     const size_t layer = size_t(version_layers_[i].layer);
     for (size_t rank = 0; rank < ports_.size(); ++rank) {
@@ -223,7 +224,7 @@ Status ExpertMover::advance(TimePoint now, int64_t& allowance) {
   progress_at_ = now;
   std::string late;
   for (size_t rank = 0; rank < ports_.size(); ++rank) {
-    if (ports_[rank]->applied() != version_) late += fmt::format("{}{}", late.empty() ? "" : ", ", rank);
+    if (ports_[rank]->applied() != staged_) late += fmt::format("{}{}", late.empty() ? "" : ", ", rank);
   }
   const double limit = seconds(deadline_);
   if (phase_ == Phase::kCopying) {
@@ -231,7 +232,7 @@ Status ExpertMover::advance(TimePoint now, int64_t& allowance) {
     return timed_out(fmt::format("no expert was copied within {:.1f} s", limit));
   }
   // What is staged switches when the ranks come back; it cannot be taken back, and nothing else begins before.
-  return timed_out(fmt::format("rank(s) {} did not switch to version {} within {:.1f} s", late, version_, limit));
+  return timed_out(fmt::format("rank(s) {} did not switch to version {} within {:.1f} s", late, staged_, limit));
 }
 
 }  // namespace tandem::engine

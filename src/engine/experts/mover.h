@@ -20,7 +20,7 @@ class ExpertMover {
               CopyFn copy);
 
   const experts::ExpertPlacement& placement() const { return placement_; }
-  uint32_t version() const { return version_; }
+  uint32_t version() const { return version_; }  // carried out on all ranks
   bool is_busy() const { return phase_ != Phase::kIdle; }
   int32_t layers_left() const { return int32_t(steps_.size() + version_layers_.size()); }
   int64_t moves_done() const { return moves_done_; }
@@ -70,8 +70,8 @@ class ExpertMover {
   int32_t num_spares_ = 0;
 
   Phase phase_ = Phase::kIdle;
-  std::deque<Step> steps_;  // not begun
-  uint32_t version_ = 0;    // newest that was staged
+  std::deque<Step> steps_;             // not begun
+  uint32_t staged_ = 0, version_ = 0;  // newest that was staged, and that all ranks switched to
   // Of the version in work.
   std::vector<Step> version_layers_;
   std::vector<std::vector<PlaceTable>> next_tables_;  // [index in version_layers_][rank]
