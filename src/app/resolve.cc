@@ -260,6 +260,12 @@ struct Resolver {
     if (!config.ep_dispatch_algorithm.empty()) {
       config.experts.dispatch = *experts::parse_dispatch_algorithm(config.ep_dispatch_algorithm);
     }
+    config.experts.two_batches = flags.enabled("enable_two_batch_overlap");
+    config.experts.two_batch_threshold = flags.number("tbo_token_distribution_threshold");
+    config.engine.two_batch_overlap = config.experts.two_batches;
+    if (config.experts.two_batches && config.num_ranks < 2 && flags.integer("nnodes") == 1) {
+      warn("--enable-two-batch-overlap: one rank has no exchange to overlap");
+    }
     config.experts.topology.num_nodes = 1;
     if (config.model.num_routed_experts > 0) resolve_balancer();
   }
@@ -267,9 +273,8 @@ struct Resolver {
   void resolve_balancer() {
     engine::ExpertBalancerConfig& balancer = config.balancer.emplace();
     const bool periodic = flags.enabled("enable_eplb");
-    const std::string mode = flags.has("expert_distribution_recorder_mode")
-                                 ? flags.text("expert_distribution_recorder_mode")
-                                 : "stat";
+    const std::string mode =
+        flags.has("expert_distribution_recorder_mode") ? flags.text("expert_distribution_recorder_mode") : "stat";
     if (mode == "per_pass" || mode == "per_token") {
       config.refusals.push_back("--expert-distribution-recorder-mode " + mode);
     }

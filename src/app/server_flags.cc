@@ -113,9 +113,9 @@ constexpr Flag kFlags[] = {
      "what is recorded of expert hits"},
     {"--expert-distribution-recorder-buffer-size", kInt, nullptr, nullptr, kWorks, "passes kept; -1: all"},
     {"--enable-expert-distribution-metrics", kSwitch, nullptr, nullptr, kWorks, "balancedness gauges and lines"},
-    {"--enable-two-batch-overlap", kSwitch, nullptr, nullptr, kLater, "overlap exchange with compute"},
+    {"--enable-two-batch-overlap", kSwitch, nullptr, nullptr, kWorks, "overlap exchange with compute"},
     {"--enable-single-batch-overlap", kSwitch, nullptr, nullptr, kLater, "overlap within one batch"},
-    {"--tbo-token-distribution-threshold", kFloat, "0.48", nullptr, kHarmless, "at most 0.5; 0: no two-chunk split"},
+    {"--tbo-token-distribution-threshold", kFloat, "0.48", nullptr, kWorks, "at most 0.5; 0: no two-chunk split"},
     // CUDA graphs and kernels.
     {"--disable-cuda-graph", kSwitch, nullptr, nullptr, kHarmless, "no graphs on the CPU"},
     {"--disable-cuda-graph-padding", kSwitch, nullptr, nullptr, kHarmless, "no graphs on the CPU"},

@@ -27,6 +27,12 @@ constexpr Duration kIdleWait = std::chrono::milliseconds(20);
 // Rows of input log-probabilities that one step computes at most, beside one row per running request.
 constexpr int64_t kInputLogprobRows = 128;
 
+// Into two halves with something to do each; a rank without tokens goes along with two empty ones.
+bool can_split(const Batch& batch) {
+  if (batch.empty()) return true;
+  return batch.kind() == parallel::StepKind::kDecode ? batch.entries().size() >= 2 : batch.num_tokens() >= 2;
+}
+
 using Worker = std::variant<std::monostate, CombinedWorker, PrefillWorker, DecodeWorker>;
 
 class RankEngine final : public Engine {
@@ -157,6 +163,7 @@ bool RankEngine::step() {
     vote.num_sequences = uint32_t(batch_.entries().size());
     vote.kind = batch_.kind();
     vote.wants_shutdown = leaving_ ? 1 : 0;
+    vote.can_split = core_.config.two_batch_overlap && can_split(batch_) ? 1 : 0;
     if (core_.parts.experts) vote.change_version = core_.parts.experts->staged();
     communicator.post_vote(vote, core_.now());
     vote_posted_ = true;
@@ -198,6 +205,7 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
   model::ForwardBatch forward = batch_.forward_batch();
   forward.step = decision.step;
   forward.exchange_mode = exchange_mode(decision);
+  forward.two_batches = decision.two_batches != 0;
   ExpertPort* const experts = core_.parts.experts;
   if (experts) forward.expert_counts = experts->counts();
   with_worker([&](auto& worker) { worker.before_forward(batch_); });

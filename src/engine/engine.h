@@ -46,6 +46,7 @@ struct EngineConfig {
   SchedulePolicy policy = SchedulePolicy::kFcfs;
   double schedule_conservativeness = 1.0;
   int32_t num_reserved_decode_tokens = 512;
+  bool two_batch_overlap = false;      // --enable-two-batch-overlap
   int32_t max_low_latency_tokens = 0;  // largest decode batch of a rank that the low-latency exchange takes; 0: never
   int32_t decode_log_interval = 40;
   Duration bootstrap_timeout = std::chrono::seconds(300);     // prefill: decode never asked

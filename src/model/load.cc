@@ -107,6 +107,7 @@ parallel::ExchangeShape exchange_shape(const ModelConfig& config, const LoadOpti
   shape.hidden = config.hidden_size;
   shape.dtype = kernels::Context{options.backend}.act_dtype();
   shape.max_tokens = options.limits.max_tokens;
+  shape.num_channels = options.experts.two_batches ? 2 : 1;
   shape.max_low_latency_tokens = std::min(options.experts.max_low_latency_tokens, options.limits.max_tokens);
   return shape;
 }

@@ -139,6 +139,7 @@ std::vector<float> Runner::step(Phase phase, std::span<const int> sequences,
   batch.phase = phase;
   batch.step = steps_++;
   batch.exchange_mode = exchange_mode;
+  batch.two_batches = two_batches;
   batch.token_ids = tokens;
   batch.positions = positions;
   batch.slots = slots;

@@ -63,6 +63,7 @@ class Runner {
   void idle();
 
   parallel::ExchangeMode exchange_mode = parallel::ExchangeMode::kNormal;
+  bool two_batches = false;
   std::vector<int32_t>* expert_counts = nullptr;  // when set, added to
   std::vector<int32_t> layers_done;               // of the last step
   int32_t length(int sequence) const { return sequences_[size_t(sequence)].length; }

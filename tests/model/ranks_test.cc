@@ -18,6 +18,7 @@ struct RankSetup {
   bool shuffled = false;
   experts::DispatchAlgorithm dispatch = experts::DispatchAlgorithm::kStatic;
   parallel::ExchangeMode mode = parallel::ExchangeMode::kNormal;
+  bool two_batches = false;
 };
 
 // Every expert once, the other slots at random.
@@ -43,6 +44,7 @@ class Group {
     load.experts.topology = {1, setup.num_ranks, setup.slots_per_rank};
     load.experts.dispatch = setup.dispatch;
     load.experts.max_low_latency_tokens = 64;
+    load.experts.two_batches = setup.two_batches;
     if (setup.shuffled) load.experts.placement = shuffled_placement(load.experts.topology);
     const auto config = load_config(options_.directory, "");
     auto exchanges = parallel::make_local_exchanges(exchange_shape(*config, load), std::chrono::seconds(60), 0);
@@ -78,6 +80,7 @@ class Group {
                 std::vector<std::vector<float>>& logits) {
     Runner runner(*models_[rank], options_);
     runner.exchange_mode = setup_.mode;
+    runner.two_batches = setup_.two_batches;
     int32_t steps = 0;
     for (size_t p = rank; p < prompts.size(); p += models_.size()) {
       const int sequence = runner.add_sequence(int32_t(prompts[p].size()) + kDecodeSteps);
@@ -114,9 +117,16 @@ TEST(Ranks, LogitsAreThoseOfOneRank) {
   const auto prompts = some_prompts();
   const auto alone = Group(RankSetup{}).run(prompts);
   const std::vector<RankSetup> setups = {
-      {2, 16, false, kStatic, kNormal}, {4, 8, false, kStatic, kLowLatency},  {4, 12, false, kStatic, kNormal},
-      {4, 10, true, kStatic, kNormal},  {4, 10, true, kDynamic, kLowLatency}, {2, 20, true, kWeighted, kNormal},
+      {2, 16, false, kStatic, kNormal},
+      {4, 8, false, kStatic, kLowLatency},
+      {4, 12, false, kStatic, kNormal},
+      {4, 10, true, kStatic, kNormal},
+      {4, 10, true, kDynamic, kLowLatency},
+      {2, 20, true, kWeighted, kNormal},
       {3, 12, true, kDynamic, kNormal},
+      {2, 16, false, kStatic, kNormal, true},
+      {4, 10, true, kWeighted, kLowLatency, true},
+
   };
   for (const RankSetup& setup : setups) {
     EXPECT_EQ(Group(setup).run(prompts), alone)
