@@ -23,6 +23,7 @@ struct PrefillPeer {
   uint64_t epoch = 0;
   int32_t num_blocks = 0;
   TimePoint deadline{};                       // of connecting and greeting
+  TimePoint ready_at{};                       // when the handshake was done
   std::vector<api::HandoverAbort> farewells;  // rooms given up before the handshake was done
 };
 
@@ -47,13 +48,13 @@ class PrefillPeers {
   bool knows(const std::string& address) const { return by_address_.contains(address); }
   // Tells the address that a room is given up, now or once the handshake is done.
   void give_up(const std::string& address, api::HandoverAbort abort);
-  PeerNews take(const kv::TransferReport& report);
+  PeerNews take(const kv::TransferReport& report, TimePoint now);
   // Connections and handshakes that took too long.
   std::vector<PeerGone> expire(TimePoint now);
   static std::string address_of(const std::string& host, uint16_t port);
 
  private:
-  PeerNews receive(PrefillPeer& peer, const std::string& bytes);
+  PeerNews receive(PrefillPeer& peer, const std::string& bytes, TimePoint now);
   PeerGone drop(PrefillPeer& peer, std::string reason);
   PrefillPeer* find(PeerId id);
 
