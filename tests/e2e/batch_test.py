@@ -1,5 +1,6 @@
 """Thousands of prompts in one POST, as bench_one_batch_server sends them: memory by the size of the body, and nobody
-else is stalled. TANDEM_BATCH_PROMPTS says how many."""
+else is stalled. TANDEM_BATCH_PROMPTS says how many,
+TANDEM_BATCH_PROMPT_TOKENS of how many tokens."""
 
 import json
 import os
@@ -11,9 +12,9 @@ import harness
 from harness import Case, Pair, Stream, greedy, request
 
 PROMPTS = int(os.environ.get("TANDEM_BATCH_PROMPTS", "2000"))
-PROMPT_TOKENS = 200
+PROMPT_TOKENS = int(os.environ.get("TANDEM_BATCH_PROMPT_TOKENS", "200"))
 WARM_UP_PROMPTS = 256
-SHARED_TOKENS = 184  # the same in all: the cache computes them once, so that the test is not one of prefill speed
+SHARED_TOKENS = PROMPT_TOKENS - 16  # the same in all: the cache computes them once, so that the test is not one of prefill speed
 NEW_TOKENS = 2
 BATCH_DEADLINE_S = 900.0
 # Resident memory beyond the idle process: so many times the body, and so much for each sequence's bookkeeping (its
