@@ -14,7 +14,8 @@ from harness import Case, Pair, Stream, greedy, request
 PROMPTS = int(os.environ.get("TANDEM_BATCH_PROMPTS", "2000"))
 PROMPT_TOKENS = int(os.environ.get("TANDEM_BATCH_PROMPT_TOKENS", "200"))
 WARM_UP_PROMPTS = 256
-SHARED_TOKENS = PROMPT_TOKENS - 16  # the same in all: the cache computes them once, so that the test is not one of prefill speed
+# The same in all: the cache computes them once, so that the test is not one of prefill speed.
+SHARED_TOKENS = PROMPT_TOKENS - 16
 NEW_TOKENS = 2
 BATCH_DEADLINE_S = 900.0
 # Resident memory beyond the idle process: so many times the body, and so much for each sequence's bookkeeping (its
