@@ -44,6 +44,9 @@ def prompt(i):
 class BatchTest(Case):
     @classmethod
     def make(cls):
+        # A slow machine takes longer for thousands of prompts than the 300 s that prefill waits to be asked for one.
+        os.environ.setdefault("SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", "3600")
+        os.environ.setdefault("SGLANG_DISAGGREGATION_WAITING_TIMEOUT", "3600")
         return Pair("--enable-priority-scheduling")
 
     def others(self, done, gaps):
