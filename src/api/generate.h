@@ -54,7 +54,7 @@ struct EngineRequest {
   std::vector<int32_t> token_ids_logprob;
   std::optional<BootstrapInfo> bootstrap;
   std::optional<int32_t> data_parallel_rank;  // asked for by the client; absent: the server chooses
-  int32_t priority = 0;
+  std::optional<int32_t> priority;     // only with --enable-priority-scheduling; absent: after all others
   bool is_health_check = false;        // no metrics; dropped when the rank is busy anyway
 };
 
@@ -77,6 +77,13 @@ struct TokenLogprob {
   std::vector<float> token_ids;        // in the order of token_ids_logprob
 };
 
+// How a request spent its time before its first token, in seconds; what does not apply is absent.
+struct RequestTimes {
+  std::optional<double> queue_time;              // ready to run, and waiting for a place in a batch
+  std::optional<double> prefill_launch_delay;    // from its place in a prefill batch to the start of the forward
+  std::optional<double> prefill_launch_latency;  // from the start of its first prefill forward to the end of its last
+};
+
 // One step's news of one request. Tokens are new ones only; the server accumulates.
 struct EngineEvent {
   RequestId id;
@@ -84,6 +91,7 @@ struct EngineEvent {
   std::vector<TokenLogprob> logprobs;        // parallel to tokens when asked for
   std::vector<TokenLogprob> input_logprobs;  // once, with the first event
   int32_t prompt_tokens = 0, cached_tokens = 0, total_retractions = 0;
+  std::optional<RequestTimes> times;         // once, with the first event after they are known
   std::optional<FinishReason> finish;        // the last event of the request
 };
 

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "app/commands.h"
+#include "app/config_file.h"
 #include "app/machine.h"
 #include "app/memory_plan.h"
 #include "app/resolve.h"
@@ -43,8 +44,10 @@ Status choose_kernels(ResolvedConfig& config) {
 }  // namespace
 
 int launch_server(Args args) {
+  Result<std::vector<std::string>> all = with_config_file(server_flags(), args);
+  if (!all) return fail(all.error().message);
   Result<ParseOutcome> parsed =
-      parse_flags("launch_server", "Starts one node of a prefill, decode or combined server.", server_flags(), args);
+      parse_flags("launch_server", "Starts one node of a prefill, decode or combined server.", server_flags(), *all);
   if (!parsed) return fail(parsed.error().message);
   if (parsed->help_shown) return 0;
   Result<Environment> environment = read_environment();

@@ -59,6 +59,8 @@ struct Resolver {
     range("eplb_bytes_per_step", 1, INT64_MAX);
     range("ep_num_redundant_experts", 0, kMany);
     range("node_rank", 0, kMany);
+    range("log_requests_level", 0, 3);
+    range("priority_scheduling_preemption_threshold", 0, kMany - 1);
     range("random_seed", 0, INT64_MAX);
     for (int64_t size : flags.integers("cuda_graph_bs")) {
       if (size < 1) fault("--cuda-graph-bs: wanted batch sizes of at least 1, got {}", size);
@@ -364,6 +366,7 @@ struct Resolver {
     if (flags.has("mem_fraction_static")) config.mem_fraction_static = flags.number("mem_fraction_static");
     engine.radix_cache = !flags.enabled("disable_radix_cache") && engine.role != engine::Role::kDecode;
     engine.schedule_conservativeness = flags.number("schedule_conservativeness") * (config.dp_size > 1 ? 0.3 : 1.0);
+    engine.log_request_times = flags.enabled("enable_request_time_stats_logging");
     engine.decode_log_interval = int32_t(flags.integer("decode_log_interval"));
     resolve_policy();
   }
@@ -376,10 +379,24 @@ struct Resolver {
                     : policy == "dfs-weight" ? engine::SchedulePolicy::kDfsWeight
                     : policy == "lof"        ? engine::SchedulePolicy::kLof
                                              : engine::SchedulePolicy::kFcfs;
-    if (policy == "priority") config.refusals.push_back("--schedule-policy priority");
+    resolve_priorities(policy);
     if (!engine.radix_cache && (policy == "lpm" || policy == "dfs-weight")) {
       engine.policy = engine::SchedulePolicy::kFcfs;
       warn("--schedule-policy {} needs the prefix cache: fcfs", policy);
+    }
+  }
+
+  void resolve_priorities(const std::string& policy) {
+    engine::EngineConfig& engine = config.engine;
+    engine.priority_scheduling = flags.enabled("enable_priority_scheduling") || policy == "priority";
+    engine.low_priority_values_first = flags.enabled("schedule_low_priority_values_first");
+    engine.preemption_threshold = int32_t(flags.integer("priority_scheduling_preemption_threshold"));
+    if (!engine.priority_scheduling) {
+      for (const char* field : {"schedule_low_priority_values_first", "priority_scheduling_preemption_threshold"}) {
+        if (flags.given(field)) fault("--{} needs --enable-priority-scheduling", dashed(field));
+      }
+    } else if (engine.policy != engine::SchedulePolicy::kFcfs && engine.policy != engine::SchedulePolicy::kLof) {
+      fault("--enable-priority-scheduling goes with --schedule-policy fcfs, lof or priority, got {}", policy);
     }
   }
 

@@ -45,6 +45,8 @@ struct ServerConfig {
   bool allow_auto_truncate = false;
   bool enable_metrics = false;
   bool enable_cache_report = false;
+  bool log_requests = false;       // two lines per sequence, see core/request_log.h
+  int32_t log_requests_level = 2;  // 0 to 3
   bool skip_tokenizer_init = false;
   Duration health_timeout = std::chrono::seconds(20);    // without progress of the engine
   Duration control_timeout = std::chrono::seconds(600);  // /flush_cache: until the engine has answered

@@ -174,5 +174,20 @@ TEST(Resolve, TheKeyIsNotPrinted) {
   EXPECT_EQ(json::dump(describe(outcome.config)).find("secret"), std::string::npos);
 }
 
+TEST(Resolve, PrioritiesNeedAnOrderThatTheyCanChange) {
+  const std::string model = "--model-path " + kTiny + " ";
+  ResolveOutcome plain =
+      resolve_line(model + "--enable-priority-scheduling --priority-scheduling-preemption-threshold 3");
+  EXPECT_TRUE(plain.faults.empty()) << joined(plain.faults);
+  EXPECT_TRUE(plain.config.refusals.empty()) << joined(plain.config.refusals);
+  EXPECT_TRUE(plain.config.engine.priority_scheduling);
+  EXPECT_EQ(plain.config.engine.preemption_threshold, 3);
+  EXPECT_TRUE(resolve_line(model + "--schedule-policy priority").config.engine.priority_scheduling);
+  EXPECT_FALSE(resolve_line(model).config.engine.priority_scheduling);
+  EXPECT_EQ(resolve_line(model + "--enable-priority-scheduling --schedule-policy lpm").faults.size(), 1u);
+  EXPECT_EQ(resolve_line(model + "--schedule-low-priority-values-first").faults.size(), 1u);
+  EXPECT_EQ(resolve_line(model + "--log-requests-level 4").faults.size(), 1u);
+}
+
 }  // namespace
 }  // namespace tandem::app

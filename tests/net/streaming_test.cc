@@ -42,17 +42,26 @@ struct Keeper {
   }
 };
 
+// A server whose one request has arrived and waits for its answer.
+struct OneRequest {
+  explicit OneRequest(const std::string& request = kGet) {
+    client.say(request);
+    EXPECT_TRUE(eventually([&] { return keeper.arrived == 1; }));
+  }
+
+  Keeper keeper;
+  ServerThread server{keeper.handler()};
+  RawClient client{server.port()};
+};
+
 enum class Leave { kClose, kHalfClose, kReset };
 
 class HangUp : public ::testing::TestWithParam<std::pair<Leave, bool>> {
  protected:
   // How long the server's writer took to know that its client has left.
   static Duration time_until_told(Leave leave, bool streaming) {
-    Keeper keeper;
-    ServerThread server(keeper.handler());
-    RawClient client(server.port());
-    client.say(kGet);
-    EXPECT_TRUE(eventually([&] { return keeper.arrived == 1; }));
+    OneRequest one;
+    auto& [keeper, server, client] = one;
     auto writer = keeper.writer(0);
     if (streaming) {
       writer->begin(200, "text/event-stream", {});
@@ -86,11 +95,8 @@ INSTANTIATE_TEST_SUITE_P(All, HangUp,
                                            std::pair(Leave::kReset, false), std::pair(Leave::kReset, true)));
 
 TEST(Streaming, OnClosedSetAfterTheHangUpIsStillCalled) {
-  Keeper keeper;
-  ServerThread server(keeper.handler());
-  RawClient client(server.port());
-  client.say(kGet);
-  ASSERT_TRUE(eventually([&] { return keeper.arrived == 1; }));
+  OneRequest one;
+  auto& [keeper, server, client] = one;
   client.close();
   ASSERT_TRUE(eventually([&] { return keeper.closed == 1; }));
   std::atomic<bool> told = false;
@@ -99,11 +105,8 @@ TEST(Streaming, OnClosedSetAfterTheHangUpIsStillCalled) {
 }
 
 TEST(Streaming, ACompleteAnswerIsNotAHangUp) {
-  Keeper keeper;
-  ServerThread server(keeper.handler());
-  RawClient client(server.port());
-  client.say(kGet);
-  ASSERT_TRUE(eventually([&] { return keeper.arrived == 1; }));
+  OneRequest one;
+  auto& [keeper, server, client] = one;
   keeper.writer(0)->send({200, "text/plain", "all", {}});
   client.hear_until("all");
   client.close();
@@ -112,11 +115,8 @@ TEST(Streaming, ACompleteAnswerIsNotAHangUp) {
 }
 
 TEST(Streaming, ManySmallWritesLeaveInFewPieces) {
-  Keeper keeper;
-  ServerThread server(keeper.handler());
-  RawClient client(server.port());
-  client.say(kGet);
-  ASSERT_TRUE(eventually([&] { return keeper.arrived == 1; }));
+  OneRequest one;
+  auto& [keeper, server, client] = one;
   auto writer = keeper.writer(0);
   // While the loop is busy here, writers on this thread only fill the backlog.
   server.on_loop([&] {
@@ -168,11 +168,8 @@ TEST(Streaming, AStalledReaderIsClosedAfterItsDeadline) {
 }
 
 TEST(Streaming, AStreamWhoseWriterIsDroppedIsCutNotEnded) {
-  Keeper keeper;
-  ServerThread server(keeper.handler());
-  RawClient client(server.port());
-  client.say(kGet);
-  ASSERT_TRUE(eventually([&] { return keeper.arrived == 1; }));
+  OneRequest one;
+  auto& [keeper, server, client] = one;
   keeper.writer(0)->begin(200, "text/event-stream", {});
   keeper.writer(0)->write("data: 1\n\n");
   client.hear_until("data: 1\n\n");
@@ -184,11 +181,8 @@ TEST(Streaming, AStreamWhoseWriterIsDroppedIsCutNotEnded) {
 }
 
 TEST(Streaming, AnHttp10ClientGetsAStreamWithoutChunks) {
-  Keeper keeper;
-  ServerThread server(keeper.handler());
-  RawClient client(server.port());
-  client.say("GET / HTTP/1.0\r\n\r\n");
-  ASSERT_TRUE(eventually([&] { return keeper.arrived == 1; }));
+  OneRequest one("GET / HTTP/1.0\r\n\r\n");
+  auto& [keeper, server, client] = one;
   keeper.writer(0)->begin(200, "text/plain", {});
   keeper.writer(0)->write("abc");
   keeper.writer(0)->end();

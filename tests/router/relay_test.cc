@@ -141,6 +141,29 @@ TEST(Relay, StreamsArriveIdenticalForManyClientsAtOnce) {
   EXPECT_TRUE(eventually([&] { return fleet.prefill[1]->count() == 10; })) << "a decode answer may come before";
 }
 
+TEST(Relay, DpAwareChoosesRoomsByTheLeastLoadedRankOfTheDecodeServer) {
+  RouterConfig config = quick_config();
+  config.dp_aware = true;
+  Fleet fleet(1, 1, config);
+  EXPECT_EQ(fleet.generate(R"({"text":"a"})").status, 200);
+  const auto says_four = [](const HttpRequest& request, const Writer& writer) {
+    writer->send({200, "application/json", request.path == "/get_server_info" ? R"({"dp_size":4})" : "{}", {}});
+  };
+  // Down and up again: an instance that comes back is asked anew.
+  fleet.decode[0]->set(says_four);
+  fleet.decode[0]->healthy = false;
+  ASSERT_TRUE(eventually([&] { return fleet.router->ask("GET", "/readiness").status == 503; }));
+  fleet.decode[0]->healthy = true;
+  ASSERT_TRUE(eventually([&] { return fleet.router->ask("GET", "/readiness").status == 200; }));
+  ASSERT_TRUE(eventually([&] {
+    fleet.generate(R"({"input_ids":[[1],[2],[3],[4],[5]]})");
+    const std::string body = fleet.decode[0]->requests().back().body;
+    std::vector<uint64_t> ranks;
+    for (int i = 0; i < 5; ++i) ranks.push_back(std::stoull(at(body, "/bootstrap_room/" + std::to_string(i))) % 4);
+    return ranks == std::vector<uint64_t>{0, 1, 2, 3, 0};
+  }));
+}
+
 TEST(Relay, AFailingPrefillIsRetriedOnAnotherPairWithAnotherRoom) {
   Fleet fleet(2, 1);
   fleet.prefill[0]->set(answers(500, "out of luck"));
