@@ -1,6 +1,6 @@
 // --config FILE: flags from a YAML file. The file is a flat mapping of flag names to scalars and lists, which is what
 // SGLang takes; anything else of YAML (nested mappings, anchors, block texts, several documents) is refused by name, so
-// that no setting is silently lost. Why no library: docs/decisions/0005-config-file.md.
+// that no setting is silently lost. Why no library: docs/decisions/0007-config-file.md.
 //
 //   model-path: /models/r1        # dashes or underscores
 //   trust-remote-code: true       # a switch; false leaves it off

@@ -105,7 +105,7 @@ kv::KvLayout NodeRanksImpl::layout() const {
   kv::KvLayout layout;
   layout.num_layers = config_.model.num_layers;
   layout.row_width = config_.model.mla().row_width();
-  layout.dtype = config_.backend == kernels::Backend::kRef ? device::DType::kF32 : device::DType::kBF16;
+  layout.dtype = config_.kv_dtype;
   layout.block_tokens = config_.engine.block_tokens;
   layout.num_blocks = plan_.max_total_tokens / config_.engine.block_tokens;
   return layout;

@@ -118,13 +118,19 @@ struct Resolver {
         fault("--quantization fp8: {} holds no FP8 blocks, and weights are served as shipped", config.model_directory);
       }
     }
-    const std::string kv_dtype = flags.text("kv_cache_dtype");
-    if (kv_dtype == "fp8_e4m3") {
-      config.refusals.push_back("--kv-cache-dtype fp8_e4m3");
-    } else if (kv_dtype != "auto" && kv_dtype != "bf16" && kv_dtype != "bfloat16") {
-      fault("--kv-cache-dtype {}: only auto, bf16 and fp8_e4m3 are supported", kv_dtype);
-    }
+    resolve_kv_dtype();
     resolve_context();
+  }
+
+  void resolve_kv_dtype() {
+    const std::string dtype = flags.text("kv_cache_dtype");
+    if (dtype == "bf16" || dtype == "bfloat16") {
+      config.kv_dtype = device::DType::kBF16;
+    } else if (dtype == "fp8_e4m3") {
+      config.refusals.push_back("--kv-cache-dtype fp8_e4m3");
+    } else if (dtype != "auto" && dtype != "float32") {
+      fault("--kv-cache-dtype {}: only auto, float32, bf16 and fp8_e4m3 are supported", dtype);
+    }
   }
 
   void resolve_context() {

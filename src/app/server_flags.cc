@@ -29,7 +29,8 @@ constexpr Flag kFlags[] = {
      "fp8|awq|gptq|marlin|gptq_marlin|awq_marlin|bitsandbytes|gguf|modelopt|modelopt_fp8|modelopt_fp4|w8a8_int8|"
      "w8a8_fp8|moe_wna16|qoq|w4afp8|mxfp4",
      kWorks, "read from config.json; only fp8 may be named"},
-    {"--kv-cache-dtype", kString, "auto", "auto|fp8_e5m2|fp8_e4m3|bf16|bfloat16|fp4_e2m1", kWorks, "auto or bf16"},
+    {"--kv-cache-dtype", kString, "auto", "auto|fp8_e5m2|fp8_e4m3|bf16|bfloat16|float32|fp4_e2m1", kWorks,
+     "auto and float32 keep the reference's choices, bf16 takes half the memory"},
     {"--random-seed", kInt, nullptr, nullptr, kWorks, "seed of dummy weights, policies and unseeded sampling"},
     {"--sampling-defaults", kString, "model", "model|openai", kWorks, "where chat sampling defaults come from"},
     // HTTP.
@@ -70,7 +71,7 @@ constexpr Flag kFlags[] = {
     {"--disable-radix-cache", kSwitch, nullptr, nullptr, kWorks, "no prefix cache (always so on decode)"},
     {"--num-reserved-decode-tokens", kInt, "512", nullptr, kWorks, "decode: tokens kept free per request at admission"},
     {"--enable-mixed-chunk", kSwitch, nullptr, nullptr, kLater,
-     "decodes ride in prefill batches (docs/decisions/0004)"},
+     "decodes ride in prefill batches (docs/decisions/0006)"},
     {"--disable-overlap-schedule", kSwitch, nullptr, nullptr, kHarmless, "steps run strictly one after another here"},
     {"--num-continuous-decode-steps", kInt, "1", nullptr, kHarmless, "parsed and unused, as in SGLang"},
     {"--scheduler-recv-interval", kInt, "1", nullptr, kHarmless, "commands are taken every turn"},

@@ -156,6 +156,11 @@ TEST(Resolve, AnExplicitDispatchLimitBelowTheDecodeBatchIsAFault) {
   EXPECT_NE(joined(outcome.faults).find("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK=64"), std::string::npos);
 }
 
+TEST(Resolve, TheCacheIsF32UnlessBf16IsAskedFor) {
+  EXPECT_EQ(resolve_line("--model-path " + kTiny).config.kv_dtype, device::DType::kF32);
+  EXPECT_EQ(resolve_line("--model-path " + kTiny + " --kv-cache-dtype bf16").config.kv_dtype, device::DType::kBF16);
+}
+
 TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
   for (const char* flags : {"--tp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE",
                             "--expert-distribution-recorder-mode stat", "--enable-two-batch-overlap",

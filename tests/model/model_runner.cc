@@ -85,7 +85,7 @@ kv::KvLayout layout_of(const Model& model, const RunnerOptions& options) {
   kv::KvLayout layout;
   layout.num_layers = model.config().num_layers;
   layout.row_width = model.config().mla().row_width();
-  layout.dtype = options.backend == kernels::Backend::kRef ? device::DType::kF32 : device::DType::kBF16;
+  layout.dtype = options.kv_dtype;
   layout.block_tokens = options.block_tokens;
   layout.num_blocks = int32_t(2 * (options.max_context + options.max_sequences * 64) / options.block_tokens);
   return layout;

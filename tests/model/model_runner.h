@@ -37,6 +37,7 @@ struct RunnerOptions {
   int64_t max_context = 4096;
   int64_t max_sequences = 32;
   int32_t block_tokens = 16;
+  device::DType kv_dtype = device::DType::kF32;
 };
 
 LoadOptions load_options(const RunnerOptions& options);
