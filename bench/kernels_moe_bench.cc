@@ -5,6 +5,7 @@
 
 #include "bench/kernels_harness.h"
 #include "kernels/moe.h"
+#include "tests/kernels/slot_sort.h"
 
 namespace tandem::bench {
 namespace {
@@ -39,12 +40,12 @@ void run(KernelBench& bench, const Shape& s) {
     std::vector<float> y(slots.size() * size_t(s.hidden));
     const double active = double(std::set<int32_t>(slots.begin(), slots.end()).size());
     const double per_expert = double(weights[0].gate_up.bytes() + weights[0].down.bytes());
+    const kernels::test::SortedRows sorted(slots, s.top_k, s.experts);
     int32_t layer = 0;
     bench.measure(fmt::format("grouped_mlp/{}/tokens={}", s.name, tokens), active * per_expert,
                   2.0 * 3.0 * double(slots.size()) * double(s.hidden) * s.width, [&] {
                     const device::WorkspaceScope scope(bench.workspace);
-                    const kernels::SlotSort sort = kernels::sort_by_slot(
-                        bench.ctx, TensorView(slots.data(), DType::kI32, {tokens, s.top_k}), s.experts);
+                    const kernels::SlotSort sort = sorted.sort();
                     kernels::grouped_mlp(bench.ctx, TensorView(x.data(), DType::kF32, {tokens, s.hidden}), sort,
                                          {pointers.data() + s.experts * (layer++ % s.layers), size_t(s.experts)},
                                          s.width, TensorView(y.data(), DType::kF32, {int64_t(slots.size()), s.hidden}));

@@ -29,31 +29,6 @@ void gate(const Context& ctx, const GateConfig& config, TensorView x, TensorView
   }
 }
 
-SlotSort sort_by_slot(const Context& ctx, TensorView slots, int32_t num_slots) {
-  CHECK(ctx.backend != Backend::kCuda);  // sorted on the host for both CPU backends
-  CHECK(slots.dtype() == DType::kI32 && slots.rank() == 2 && num_slots > 0);
-  const int64_t top_k = slots.dim(1), count = slots.num_elements();
-  int32_t* begin = ctx.workspace->take_array<int32_t>(size_t(num_slots) + 1);
-  int32_t* row_token = ctx.workspace->take_array<int32_t>(size_t(count));
-  int32_t* row_of = ctx.workspace->take_array<int32_t>(size_t(count));
-  std::fill_n(begin, num_slots + 1, 0);
-  const int32_t* slot = slots.as<int32_t>();
-  for (int64_t i = 0; i < count; ++i) {
-    CHECK(slot[i] >= 0 && slot[i] < num_slots);
-    ++begin[slot[i] + 1];
-  }
-  for (int32_t s = 0; s < num_slots; ++s) begin[s + 1] += begin[s];
-  // begin[s] moves to its end while rows are placed, which is where begin[s + 1] was: shift back afterwards.
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t row = begin[slot[i]]++;
-    row_token[row] = int32_t(i / top_k);
-    row_of[i] = row;
-  }
-  for (int32_t s = num_slots; s > 0; --s) begin[s] = begin[s - 1];
-  begin[0] = 0;
-  return SlotSort{{begin, size_t(num_slots) + 1}, {row_token, size_t(count)}, {row_of, size_t(count)}};
-}
-
 void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::span<const ExpertWeights* const> experts,
                  int32_t intermediate, TensorView y) {
   CHECK(ctx.pool != nullptr && ctx.workspace != nullptr);
@@ -86,13 +61,12 @@ void combine(const Context& ctx, std::span<const float* const> rows, TensorView 
 
 size_t moe_workspace_bytes(const Context& ctx, int64_t max_rows, int32_t top_k, int32_t num_slots, int64_t hidden,
                            int64_t intermediate) {
-  const size_t sorted = (size_t(num_slots) + 1 + 2 * size_t(max_rows) * size_t(top_k)) * sizeof(int32_t) + 3 * 64;
   // Scores of a few rows per thread; experts may outnumber the slots of one rank.
   const size_t scores = 8 * std::max<size_t>(size_t(num_slots), 1024) * sizeof(float) * size_t(ctx.pool->num_threads());
   switch (ctx.backend) {
-    case Backend::kRef: return sorted + scores + ref::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
-    case Backend::kCpu: return sorted + scores + cpu::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
-    case Backend::kCuda: return sorted + scores + cuda::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
+    case Backend::kRef: return scores + ref::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
+    case Backend::kCpu: return scores + cpu::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
+    case Backend::kCuda: return scores + cuda::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
   }
   return 0;
 }

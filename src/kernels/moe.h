@@ -33,14 +33,11 @@ struct GateConfig {
 void gate(const Context& ctx, const GateConfig& config, device::TensorView x, device::TensorView weight,
           device::TensorView bias, device::TensorView ids, device::TensorView weights);
 
-// Rows of a batch sorted by slot. All spans point into the workspace.
+// Rows sorted by slot, as the expert exchange brings them. Borrows.
 struct SlotSort {
-  std::span<const int32_t> slot_begin;  // [num_slots + 1] into rows
-  std::span<const int32_t> row_token;   // [R] token of each sorted row; R = T * top_k; within a slot by token
-  std::span<const int32_t> row_of;      // [T * top_k] sorted row of (token, k)
+  std::span<const int32_t> slot_begin;  // [num_slots + 1] into the sorted rows
+  std::span<const int32_t> row_token;   // [R] row of x of each sorted row; within a slot ascending
 };
-// slots [T, top_k] i32 in [0, num_slots). Counting sort; deterministic.
-SlotSort sort_by_slot(const Context& ctx, device::TensorView slots, int32_t num_slots);
 
 // One expert's two projections in the backend's form.
 struct ExpertWeights {

@@ -45,7 +45,7 @@ int64_t exchange_bytes(const ExchangeShape& shape);
 // The rows of all ranks that chose slots of this one. Valid until the channel's next post_dispatch.
 struct ReceivedRows {
   device::TensorView rows;     // [N, hidden]; a token that chose several slots here is one row
-  kernels::SlotSort sort;      // over this rank's slots; row_token indexes rows; row_of is unused
+  kernels::SlotSort sort;      // over this rank's slots; row_token indexes rows
   device::TensorView results;  // [pairs, hidden] f32, sorted as sort says: where the experts' outputs go
 };
 

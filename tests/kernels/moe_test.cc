@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "tests/kernels/slot_sort.h"
 #include "tests/kernels/support.h"
 
 namespace tandem::kernels::test {
@@ -140,21 +141,6 @@ TEST(Gate, EveryInstructionSetChoosesLikeTheOracle) {
   }
 }
 
-TEST(SlotSort, SortsBySlotAndKeepsTheOrderOfTokens) {
-  Rig rig(Backend::kRef);
-  std::vector<int32_t> slots = {3, 0, 0, 2, 3, 0, 5, 3};  // four tokens, two each
-  const SlotSort sort = sort_by_slot(rig.ctx, TensorView(slots.data(), DType::kI32, {4, 2}), 6);
-  const std::vector<int32_t> begin(sort.slot_begin.begin(), sort.slot_begin.end());
-  EXPECT_EQ(begin, (std::vector<int32_t>{0, 3, 3, 4, 7, 7, 8}));
-  const std::vector<int32_t> tokens(sort.row_token.begin(), sort.row_token.end());
-  EXPECT_EQ(tokens, (std::vector<int32_t>{0, 1, 2, 1, 0, 2, 3, 3}));
-  for (size_t i = 0; i < slots.size(); ++i) {
-    const int32_t row = sort.row_of[i];
-    EXPECT_EQ(sort.row_token[size_t(row)], int32_t(i / 2));
-    EXPECT_TRUE(row >= begin[size_t(slots[i])] && row < begin[size_t(slots[i]) + 1]);
-  }
-}
-
 // A layer of experts in one backend's form.
 struct Layer {
   Layer(Backend backend, Isa isa, DType dtype, int64_t hidden, int64_t width, int32_t num) : weights(size_t(num)) {
@@ -191,7 +177,8 @@ std::vector<int32_t> random_slots(const MoeCase& c) {
 std::vector<float> run_layer(Rig& rig, const Layer& layer, const MoeCase& c, TensorView x, std::vector<int32_t> slots,
                              std::vector<float> weights, std::vector<float> residual) {
   const device::WorkspaceScope scope(rig.workspace);
-  const SlotSort sort = sort_by_slot(rig.ctx, TensorView(slots.data(), DType::kI32, {x.dim(0), c.top_k}), c.experts);
+  const SortedRows sorted(slots, c.top_k, c.experts);
+  const SlotSort sort = sorted.sort();
   std::vector<const ExpertWeights*> experts = layer.pointers;
   for (size_t s = 0; s < experts.size(); ++s) {
     if (sort.slot_begin[s] == sort.slot_begin[s + 1]) experts[s] = nullptr;
@@ -199,7 +186,7 @@ std::vector<float> run_layer(Rig& rig, const Layer& layer, const MoeCase& c, Ten
   std::vector<float> y(slots.size() * size_t(c.hidden), NAN);
   grouped_mlp(rig.ctx, x, sort, experts, int32_t(c.width), view(y, {int64_t(slots.size()), c.hidden}));
   std::vector<const float*> rows;
-  for (const int32_t row : sort.row_of) rows.push_back(y.data() + row * c.hidden);
+  for (const int32_t row : sorted.row_of) rows.push_back(y.data() + row * c.hidden);
   combine(rig.ctx, rows, view(weights, {x.dim(0), c.top_k}), view(residual, {x.dim(0), c.hidden}));
   return residual;
 }

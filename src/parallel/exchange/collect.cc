@@ -91,7 +91,7 @@ ReceivedRows Collector::finish() {
   void* rows = shape_.num_ranks == 1 ? const_cast<std::byte*>(taken_[0].source.x) : rows_.data();
   ReceivedRows received;
   received.rows = device::TensorView(rows, shape_.dtype, {num_rows_, shape_.hidden});
-  received.sort = {{slot_begin_.data(), slot_begin_.size()}, {row_token_.data(), size_t(pairs)}, {}};
+  received.sort = {{slot_begin_.data(), slot_begin_.size()}, {row_token_.data(), size_t(pairs)}};
   received.results = device::TensorView(results_.data(), device::DType::kF32, {int64_t(pairs), shape_.hidden});
   return received;
 }
