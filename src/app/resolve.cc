@@ -49,7 +49,7 @@ struct Resolver {
     for (const char* field :
          {"page_size", "max_running_requests", "max_total_tokens", "max_prefill_tokens", "context_length",
           "stream_interval", "decode_log_interval", "num_threads", "max_queued_requests",
-          "eplb_rebalance_num_iterations", "eplb_rebalance_layers_per_chunk", "cuda_graph_max_bs"}) {
+          "eplb_rebalance_num_iterations", "eplb_rebalance_layers_per_chunk", "cuda_graph_max_bs", "dist_timeout"}) {
       range(field, 1, kMany);
     }
     range("num_reserved_decode_tokens", 0, kMany);
@@ -146,6 +146,7 @@ struct Resolver {
     int64_t tp = flags.integer("tp_size"), dp = flags.integer("dp_size"), pp = flags.integer("pp_size");
     int64_t nodes = flags.integer("nnodes"), node = flags.integer("node_rank");
     if (tp * pp % nodes != 0) fault("--tp-size {} x --pp-size {} is not divisible by --nnodes {}", tp, pp, nodes);
+    if (pp == 1 && tp < nodes) fault("--tp-size {} is less than --nnodes {}: every node has a rank", tp, nodes);
     if (node >= nodes) fault("--node-rank {}: wanted less than --nnodes {}", node, nodes);
     if (dp == 1) {
       flags.set("enable_dp_attention", false);
@@ -163,7 +164,9 @@ struct Resolver {
     }
     config.dp_size = dp_attention ? int32_t(dp) : 1;
     config.attn_tp_size = int32_t(dp_attention && tp % dp == 0 ? tp / dp : tp);
-    config.num_ranks = int32_t(tp);
+    config.num_nodes = int32_t(nodes);
+    config.node_rank = int32_t(node);
+    config.num_ranks = int32_t(std::max<int64_t>(1, tp / nodes));
     if (config.attn_tp_size > 1) {
       config.refusals.push_back(fmt::format("attention tensor parallelism (--tp-size {} over --dp-size {})", tp, dp));
     }
@@ -249,7 +252,8 @@ struct Resolver {
     }
     config.engine.max_low_latency_tokens = mode == "normal" ? 0 : int32_t(limit);
     config.experts.max_low_latency_tokens = config.engine.max_low_latency_tokens;
-    config.experts.topology.num_ranks = config.num_ranks;
+    config.experts.topology.num_nodes = config.num_nodes;
+    config.experts.topology.num_ranks = config.num_nodes * config.num_ranks;
     config.experts.topology.slots_per_rank = int32_t(physical / std::max<int64_t>(1, config.ep_size));
     if (!config.ep_dispatch_algorithm.empty()) {
       config.experts.dispatch = *experts::parse_dispatch_algorithm(config.ep_dispatch_algorithm);

@@ -73,8 +73,10 @@ class NodeGroup {
   virtual PushResult send(int32_t node, std::string message) = 0;
   // Every rank of the group ends with this error, here and, through its silence or the closed connections, elsewhere.
   virtual void fail(const Error& error) = 0;
+  // Any thread: why the group ended; null while it goes on.
+  virtual const Error* failure() const = 0;
   // At the end, when the ranks of this node have left: waits until those of all nodes have, two seconds at most, so
-  // that nobody loses the last votes. No loss is reported from then on.
+  // that nobody loses the last votes; then ends the link's thread. No loss is reported from the call on.
   virtual void leave() = 0;
 };
 

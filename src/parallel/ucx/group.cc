@@ -30,10 +30,7 @@ class NodeGroupImpl final : public NodeGroup {
  public:
   NodeGroupImpl(const MeetingOptions& options, const Clock& clock)
       : options_(options), clock_(clock), state_(options.num_nodes, options.node_rank, options.ranks_per_node) {}
-  ~NodeGroupImpl() override {
-    thread_.request_stop();
-    if (link_) link_->wake();
-  }
+  ~NodeGroupImpl() override { end_thread(); }
 
   Status build(const std::function<bool()>& stopped);
 
@@ -65,9 +62,13 @@ class NodeGroupImpl final : public NodeGroup {
     state_.fail(error);
     link_->wake();
   }
+  const Error* failure() const override { return state_.failure(); }
   void leave() override;
 
  private:
+  void say_bye();
+  void wait_for_byes();
+  void end_thread();
   Status open_ports();
   Status connect_ports(const std::function<bool()>& stopped, TimePoint deadline);
   Error not_connected() const;
@@ -267,28 +268,39 @@ void NodeGroupImpl::tell_failure() {
   }
 }
 
-void NodeGroupImpl::leave() {
-  leaving_ = true;
-  const bool is_first = options_.node_rank == 0;
-  const auto say_bye = [&] {
-    for (int32_t node = 0; node < options_.num_nodes; ++node) {
-      if (talks_to(node)) static_cast<void>(post({node, {}, true}));
-    }
-  };
+void NodeGroupImpl::say_bye() {
+  for (int32_t node = 0; node < options_.num_nodes; ++node) {
+    if (talks_to(node)) static_cast<void>(post({node, {}, true}));
+  }
+  const TimePoint end = clock_.now() + kTick;
+  while (outbox_.size() > 0 && clock_.now() < end) bell_.pop(std::chrono::milliseconds(1));
+}
+
+void NodeGroupImpl::wait_for_byes() {
   const auto all_gone = [&] {
     for (int32_t node = 0; node < options_.num_nodes; ++node) {
       if (talks_to(node) && !said_bye_[size_t(node)].load() && !lost_[size_t(node)].load()) return false;
     }
     return true;
   };
-  // Node 0 answers last: its answer says that all have left.
-  if (!is_first) say_bye();
   const TimePoint end = clock_.now() + kFarewell;
   while (!all_gone() && clock_.now() < end) bell_.pop(std::max(Duration(0), end - clock_.now()));
-  if (!is_first) return;
-  say_bye();
-  const TimePoint sent = clock_.now() + kTick;
-  while (outbox_.size() > 0 && clock_.now() < sent) bell_.pop(std::chrono::milliseconds(1));
+}
+
+void NodeGroupImpl::leave() {
+  leaving_ = true;
+  // Node 0 answers last: its answer says that all have left.
+  const bool is_first = options_.node_rank == 0;
+  if (!is_first) say_bye();
+  wait_for_byes();
+  if (is_first) say_bye();
+  end_thread();
+}
+
+void NodeGroupImpl::end_thread() {
+  thread_.request_stop();
+  if (link_) link_->wake();
+  if (thread_.joinable()) thread_.join();
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 namespace tandem::parallel {
 namespace {
 
-constexpr size_t kMaxText = 65536;
+constexpr size_t kMaxText = size_t(1) << 24;
 constexpr size_t kMaxAgreed = 4096;
 constexpr size_t kMaxLimits = 64;
 constexpr size_t kMaxRanks = 65536;
