@@ -82,13 +82,15 @@ class ExchangeRank {
     return all;
   }
 
+  void set_experts(bool on) { has_experts_ = on; }
+  // The same with the tokens drawn last.
   Status run_drawn(const ExchangeRound& round) {
     const ExchangeShape& shape = exchange_.shape();
     const device::TensorView x(x_.data(), shape.dtype, {round.num_tokens, shape.hidden});
     const device::TensorView slots(slots_.data(), device::DType::kI32, {round.num_tokens, shape.top_k});
     exchange_.post_dispatch(0, round.tag, round.mode, x, slots);
     ASSIGN_OR_RETURN(const ReceivedRows received, receive());
-    experts(received);
+    if (has_experts_) experts(received);
     exchange_.post_results(0);
     rows_.resize(size_t(round.num_tokens * shape.top_k));
     for (;;) {
@@ -122,6 +124,7 @@ class ExchangeRank {
 
   ExpertExchange& exchange_;
   const Clock& clock_;
+  bool has_experts_ = true;
   std::vector<uint16_t> x_;  // bf16 patterns, taken as numbers
   std::vector<int32_t> slots_;
   std::vector<const float*> rows_;

@@ -74,7 +74,7 @@ class First {
 
   Status greet(transport::EndpointId endpoint, NodeHello hello) {
     if (const std::optional<std::string> differs = difference(parts_.own, hello)) {
-      turn_away(endpoint, *differs);
+      refuse(endpoint, true, *differs);
       return invalid_input(*differs);
     }
     Guest& guest = guests_[hello.node_rank];
@@ -106,21 +106,25 @@ class First {
                                  seconds(parts_.options.timeout)));
   }
 
-  // Nobody that came is left waiting.
+  void refuse(transport::EndpointId endpoint, bool differs, const std::string& reason) {
+    parts_.link.write(endpoint, NodeRefuse{differs, reason});
+    refused_.push_back(endpoint);
+  }
+
+  // Nobody that came is left waiting: who has heard the reason hangs up.
   Error refuse_all(Error error) {
-    size_t listening = 0;
     for (const Guest& guest : guests_) {
-      if (!guest.hello) continue;
-      parts_.link.write(guest.endpoint, NodeRefuse{error.code == ErrorCode::kInvalidInput, error.message});
-      ++listening;
+      if (guest.hello) refuse(guest.endpoint, error.code == ErrorCode::kInvalidInput, error.message);
     }
     const TimePoint end = parts_.clock.now() + kFarewell;
     std::vector<LinkEvent> events;
-    do {
+    while (!refused_.empty() && parts_.clock.now() < end) {
       if (!parts_.link.poll(parts_.clock.now(), events)) parts_.link.wait(kLook);
-      for (const LinkEvent& event : events) listening -= std::holds_alternative<LinkLost>(event) && listening > 0;
+      for (const LinkEvent& event : events) {
+        if (const auto* lost = std::get_if<LinkLost>(&event)) std::erase(refused_, lost->endpoint);
+      }
       events.clear();
-    } while (listening > 0 && parts_.clock.now() < end);
+    }
     return error;
   }
 
@@ -142,7 +146,8 @@ class First {
   }
 
   const MeetingParts& parts_;
-  std::vector<Guest> guests_;  // by node
+  std::vector<Guest> guests_;                   // by node
+  std::vector<transport::EndpointId> refused_;  // and still there
   int32_t num_here_ = 1;
 };
 

@@ -1,0 +1,165 @@
+// Cost of one dispatch and combine for 64 tokens a rank: two ranks in one process, through pointers, and in two
+// processes, through UCX. No experts run: what is left is the exchange. Results are compared first; both are timed in
+// one run, medians over all rounds of rank 0.
+//   build/release/bench/parallel_exchange_bench [rounds]
+#include <fmt/format.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "tests/parallel/node_rig.h"
+#include "transport/transport.h"
+
+namespace tandem::parallel {
+namespace {
+
+constexpr int64_t kTokens = 64;
+const SystemClock kClock;
+
+struct Case {
+  const char* name;
+  int64_t hidden;
+  int32_t top_k, slots_per_rank;
+};
+constexpr Case kCases[] = {{"tiny", 256, 4, 16}, {"deepseek", 7168, 8, 128}};
+
+ExchangeShape shape_of(const Case& which) {
+  ExchangeShape shape;
+  shape.num_ranks = 2;
+  shape.slots_per_rank = which.slots_per_rank;
+  shape.top_k = which.top_k;
+  shape.hidden = which.hidden;
+  shape.max_tokens = kTokens;
+  shape.max_low_latency_tokens = kTokens;
+  return shape;
+}
+
+ExchangeRound round_of(ExchangeMode mode, uint64_t number) {
+  ExchangeRound round;
+  round.mode = mode;
+  round.tag = {number, 0};
+  round.seed = 7;
+  round.num_tokens = kTokens;
+  return round;
+}
+
+struct Figures {
+  double p10 = 0, p50 = 0, p90 = 0;
+  std::vector<float> first;  // results of the first round
+};
+
+Result<Figures> measure(ExpertExchange& exchange, ExchangeMode mode, int rounds) {
+  ExchangeRank rank(exchange, kClock);
+  Figures figures;
+  ASSIGN_OR_RETURN(figures.first, rank.run(round_of(mode, 1)));
+  rank.set_experts(false);
+  std::vector<double> microseconds;
+  for (int i = 0; i < rounds; ++i) {
+    const TimePoint begin = kClock.now();
+    RETURN_IF_ERROR(rank.run_drawn(round_of(mode, uint64_t(2 + i))));
+    microseconds.push_back(seconds(kClock.now() - begin) * 1e6);
+  }
+  std::sort(microseconds.begin(), microseconds.end());
+  const auto at = [&](double q) { return microseconds[size_t(q * double(microseconds.size() - 1))]; };
+  figures.p10 = at(0.1);
+  figures.p50 = at(0.5);
+  figures.p90 = at(0.9);
+  return figures;
+}
+
+// Rank 1 in a thread of this process.
+Result<Figures> within(const Case& which, ExchangeMode mode, int rounds) {
+  auto exchanges = make_local_exchanges(shape_of(which), std::chrono::seconds(20), 2000);
+  std::jthread other([&] { static_cast<void>(measure(*exchanges[1], mode, rounds)); });
+  return measure(*exchanges[0], mode, rounds);
+}
+
+Result<Figures> node(int32_t number, uint16_t port, const Case& which, ExchangeMode mode, int rounds) {
+  ASSIGN_OR_RETURN(const auto group,
+                   NodeGroup::meet(meeting_options(2, number, 1, port), kClock, [] { return false; }));
+  ASSIGN_OR_RETURN(const auto exchanges, group->exchanges(shape_of(which), std::chrono::seconds(20), 60));
+  group->start({});
+  Result<Figures> figures = measure(*exchanges[0], mode, rounds);
+  group->leave();
+  return figures;
+}
+
+// Rank 1 in a process of its own.
+Result<Figures> across(const Case& which, ExchangeMode mode, int rounds) {
+  const auto port = uint16_t(20000 + getpid() % 20000);
+  const pid_t child = fork();
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    _exit(node(1, port, which, mode, rounds) ? 0 : 1);
+  }
+  Result<Figures> figures = node(0, port, which, mode, rounds);
+  waitpid(child, nullptr, 0);
+  return figures;
+}
+
+void report(const Case& which, const char* mode, const char* where, const Figures& figures) {
+  fmt::print(
+      R"({{"bench":"parallel/exchange/{}/{}/{}","tokens":{},"hidden":{},"top_k":{},"p10_us":{:.1f},"p50_us":{:.1f},"p90_us":{:.1f}}})"
+      "\n",
+      which.name, mode, where, kTokens, which.hidden, which.top_k, figures.p10, figures.p50, figures.p90);
+}
+
+int run(int rounds) {
+  // The processes first: UCX does not like to be forked.
+  for (const Case& which : kCases) {
+    for (const ExchangeMode mode : {ExchangeMode::kLowLatency, ExchangeMode::kNormal}) {
+      const char* name = mode == ExchangeMode::kLowLatency ? "low_latency" : "normal";
+      Result<Figures> apart = timed_out("not run");
+      int pipe_ends[2];
+      if (pipe(pipe_ends) != 0) return 1;
+      const pid_t child = fork();
+      if (child == 0) {
+        const Result<Figures> figures = across(which, mode, rounds);
+        if (!figures) fmt::print(stderr, "{}\n", figures.error().message);
+        if (!figures) _exit(1);
+        const double numbers[] = {figures->p10, figures->p50, figures->p90};
+        const size_t bytes = figures->first.size() * sizeof(float);
+        if (write(pipe_ends[1], numbers, sizeof(numbers)) != ssize_t(sizeof(numbers))) _exit(1);
+        for (size_t at = 0; at < bytes;) {
+          const ssize_t sent =
+              write(pipe_ends[1], reinterpret_cast<const char*>(figures->first.data()) + at, bytes - at);
+          if (sent <= 0) _exit(1);
+          at += size_t(sent);
+        }
+        _exit(0);
+      }
+      close(pipe_ends[1]);
+      std::string got;
+      char part[65536];
+      for (ssize_t count; (count = read(pipe_ends[0], part, sizeof(part))) > 0;) got.append(part, size_t(count));
+      close(pipe_ends[0]);
+      int status = 0;
+      waitpid(child, &status, 0);
+      if (status != 0) return 1;
+      Figures far;
+      std::memcpy(&far.p10, got.data(), 8);
+      std::memcpy(&far.p50, got.data() + 8, 8);
+      std::memcpy(&far.p90, got.data() + 16, 8);
+      const Result<Figures> near = within(which, mode, rounds);
+      if (!near) return 1;
+      const size_t bytes = near->first.size() * sizeof(float);
+      if (got.size() != 24 + bytes || std::memcmp(got.data() + 24, near->first.data(), bytes) != 0) {
+        fmt::print(stderr, "{} {}: the results differ\n", which.name, name);
+        return 1;
+      }
+      report(which, name, "one_process", *near);
+      report(which, name, "two_processes", far);
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace tandem::parallel
+
+int main(int argc, char** argv) { return tandem::parallel::run(argc > 1 ? std::atoi(argv[1]) : 2000); }
