@@ -3,7 +3,6 @@
 // one run, medians over all rounds of rank 0.
 //   build/release/bench/parallel_exchange_bench [rounds]
 #include <fmt/format.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -12,6 +11,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "base/log.h"
 #include "tests/parallel/node_rig.h"
 #include "transport/transport.h"
 
@@ -89,13 +89,17 @@ Result<Figures> node(int32_t number, uint16_t port, const Case& which, ExchangeM
   return figures;
 }
 
-// Rank 1 in a process of its own.
+// Rank 1 in a process of its own: this program again, with what it needs to know as arguments.
 Result<Figures> across(const Case& which, ExchangeMode mode, int rounds) {
   const auto port = uint16_t(20000 + getpid() % 20000);
+  const std::string args[] = {"parallel_exchange_bench", std::to_string(rounds), std::to_string(port),
+                              std::to_string(&which - kCases), std::to_string(int(mode))};
   const pid_t child = fork();
   if (child == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    _exit(node(1, port, which, mode, rounds) ? 0 : 1);
+    execl("/proc/self/exe", args[0].c_str(), args[1].c_str(), args[2].c_str(), args[3].c_str(), args[4].c_str(),
+          nullptr);
+    _exit(127);
   }
   Result<Figures> figures = node(0, port, which, mode, rounds);
   waitpid(child, nullptr, 0);
@@ -103,57 +107,27 @@ Result<Figures> across(const Case& which, ExchangeMode mode, int rounds) {
 }
 
 void report(const Case& which, const char* mode, const char* where, const Figures& figures) {
-  fmt::print(
-      R"({{"bench":"parallel/exchange/{}/{}/{}","tokens":{},"hidden":{},"top_k":{},"p10_us":{:.1f},"p50_us":{:.1f},"p90_us":{:.1f}}})"
-      "\n",
-      which.name, mode, where, kTokens, which.hidden, which.top_k, figures.p10, figures.p50, figures.p90);
+  fmt::print(R"({{"bench":"parallel/exchange/{}/{}/{}","tokens":{},"hidden":{},"top_k":{},)", which.name, mode, where,
+             kTokens, which.hidden, which.top_k);
+  fmt::print(R"("p10_us":{:.1f},"p50_us":{:.1f},"p90_us":{:.1f}}})", figures.p10, figures.p50, figures.p90);
+  fmt::print("\n");
+  std::fflush(stdout);
 }
 
 int run(int rounds) {
-  // The processes first: UCX does not like to be forked.
   for (const Case& which : kCases) {
     for (const ExchangeMode mode : {ExchangeMode::kLowLatency, ExchangeMode::kNormal}) {
       const char* name = mode == ExchangeMode::kLowLatency ? "low_latency" : "normal";
-      Result<Figures> apart = timed_out("not run");
-      int pipe_ends[2];
-      if (pipe(pipe_ends) != 0) return 1;
-      const pid_t child = fork();
-      if (child == 0) {
-        const Result<Figures> figures = across(which, mode, rounds);
-        if (!figures) fmt::print(stderr, "{}\n", figures.error().message);
-        if (!figures) _exit(1);
-        const double numbers[] = {figures->p10, figures->p50, figures->p90};
-        const size_t bytes = figures->first.size() * sizeof(float);
-        if (write(pipe_ends[1], numbers, sizeof(numbers)) != ssize_t(sizeof(numbers))) _exit(1);
-        for (size_t at = 0; at < bytes;) {
-          const ssize_t sent =
-              write(pipe_ends[1], reinterpret_cast<const char*>(figures->first.data()) + at, bytes - at);
-          if (sent <= 0) _exit(1);
-          at += size_t(sent);
-        }
-        _exit(0);
-      }
-      close(pipe_ends[1]);
-      std::string got;
-      char part[65536];
-      for (ssize_t count; (count = read(pipe_ends[0], part, sizeof(part))) > 0;) got.append(part, size_t(count));
-      close(pipe_ends[0]);
-      int status = 0;
-      waitpid(child, &status, 0);
-      if (status != 0) return 1;
-      Figures far;
-      std::memcpy(&far.p10, got.data(), 8);
-      std::memcpy(&far.p50, got.data() + 8, 8);
-      std::memcpy(&far.p90, got.data() + 16, 8);
-      const Result<Figures> near = within(which, mode, rounds);
-      if (!near) return 1;
-      const size_t bytes = near->first.size() * sizeof(float);
-      if (got.size() != 24 + bytes || std::memcmp(got.data() + 24, near->first.data(), bytes) != 0) {
-        fmt::print(stderr, "{} {}: the results differ\n", which.name, name);
+      const Result<Figures> near = within(which, mode, rounds), far = across(which, mode, rounds);
+      if (!near || !far || near->first != far->first) {
+        fmt::print(stderr, "{} {}: {}\n", which.name, name,
+                   !near  ? near.error().message
+                   : !far ? far.error().message
+                          : "the results differ");
         return 1;
       }
       report(which, name, "one_process", *near);
-      report(which, name, "two_processes", far);
+      report(which, name, "two_processes", *far);
     }
   }
   return 0;
@@ -162,4 +136,11 @@ int run(int rounds) {
 }  // namespace
 }  // namespace tandem::parallel
 
-int main(int argc, char** argv) { return tandem::parallel::run(argc > 1 ? std::atoi(argv[1]) : 2000); }
+int main(int argc, char** argv) {
+  using namespace tandem::parallel;
+  tandem::log::configure(tandem::log::Level::kWarning, false);
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : 2000;
+  if (argc < 5) return run(rounds);
+  const auto port = uint16_t(std::atoi(argv[2]));
+  return node(1, port, kCases[std::atoi(argv[3])], ExchangeMode(std::atoi(argv[4])), rounds) ? 0 : 1;
+}

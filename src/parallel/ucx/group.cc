@@ -71,6 +71,7 @@ class NodeGroupImpl final : public NodeGroup {
   void end_thread();
   Status open_ports();
   Status connect_ports(const std::function<bool()>& stopped, TimePoint deadline);
+  Status take_connected();
   Error not_connected() const;
   PushResult post(Outgoing message);
   void run(const std::stop_token& stop);
@@ -90,6 +91,9 @@ class NodeGroupImpl final : public NodeGroup {
   std::vector<int64_t> limits_;
   std::unique_ptr<Link> link_;                      // the caller's of meet(), then the link thread's
   std::vector<transport::EndpointId> endpoint_of_;  // by node; fixed after the meeting
+  std::vector<LinkEvent> pending_;                  // came while connecting, is the link thread's to take
+  int32_t num_connected_ = 0;                       // node 0: other nodes that say so
+  bool all_connected_ = false;
   std::vector<std::atomic<bool>> lost_, said_bye_;  // by node
   LinkHandlers handlers_;
   BoundedQueue<Outgoing> outbox_{kOutbox};
@@ -137,30 +141,55 @@ Status NodeGroupImpl::open_ports() {
   return Ok{};
 }
 
+// Nobody stops driving its ports before all nodes are connected: an answer to the last greeting may need it.
 Status NodeGroupImpl::connect_ports(const std::function<bool()>& stopped, TimePoint deadline) {
-  std::vector<LinkEvent> events;
-  const auto connected = [&] {
-    return std::all_of(state_.ports.begin(), state_.ports.end(), [](const auto& port) { return port->connected(); });
-  };
-  while (!connected()) {
+  bool told = false;
+  while (!all_connected_) {
     if (stopped()) return cancelled("stopped while the group was connecting");
     if (clock_.now() >= deadline) return not_connected();
     for (const auto& port : state_.ports) port->progress(clock_.now());
     if (const Error* failure = state_.failure()) return *failure;
-    if (!link_->poll(clock_.now(), events)) link_->wait(std::chrono::milliseconds(1));
-    for (const LinkEvent& event : events) {
-      const auto* lost = std::get_if<LinkLost>(&event);
-      const int32_t node = lost != nullptr ? node_of(lost->endpoint) : -1;
-      if (node < 0) continue;
+    if (!link_->poll(clock_.now(), pending_)) link_->wait(std::chrono::milliseconds(1));
+    RETURN_IF_ERROR(take_connected());
+    const bool connected =
+        std::all_of(state_.ports.begin(), state_.ports.end(), [](const auto& port) { return port->connected(); });
+    const bool is_first = options_.node_rank == 0;
+    const bool may_tell = !is_first || num_connected_ == options_.num_nodes - 1;
+    if (!connected || told || !may_tell) continue;
+    told = true;
+    for (int32_t node = 0; node < options_.num_nodes; ++node) {
+      if (talks_to(node)) link_->write(endpoint_of_[size_t(node)], NodeConnected{});
+    }
+    all_connected_ = is_first;
+  }
+  link_->poll(clock_.now(), pending_);
+  return Ok{};
+}
+
+// What follows a NodeConnected of node 0 is for the link's thread.
+Status NodeGroupImpl::take_connected() {
+  size_t taken = 0;
+  while (taken < pending_.size() && !all_connected_) {
+    const LinkEvent& event = pending_[taken++];
+    const auto* lost = std::get_if<LinkLost>(&event);
+    const auto* came = std::get_if<LinkRecord>(&event);
+    const int32_t node = node_of(lost != nullptr ? lost->endpoint : came->endpoint);
+    if (node < 0) continue;
+    if (lost != nullptr) {
       return peer_lost(fmt::format("{} was lost while the group was connecting: {}", state_.name(node), lost->reason));
     }
-    events.clear();
+    ASSIGN_OR_RETURN(const NodeRecord record, decode_record(came->bytes));
+    if (const auto* refuse = std::get_if<NodeRefuse>(&record)) return peer_lost(refuse->reason);
+    if (!std::holds_alternative<NodeConnected>(record)) return corrupt("something else before all were connected");
+    ++num_connected_;
+    all_connected_ = node == 0;
   }
+  pending_.erase(pending_.begin(), pending_.begin() + ptrdiff_t(taken));
   return Ok{};
 }
 
 Error NodeGroupImpl::not_connected() const {
-  std::string pairs;
+  std::string pairs = num_connected_ > 0 ? fmt::format("; {} other nodes are", num_connected_) : "";
   for (const auto& port : state_.ports) {
     if (!port->connected()) pairs += fmt::format("; rank {} misses {}", port->rank().value, port->missing());
   }
@@ -182,7 +211,9 @@ PushResult NodeGroupImpl::post(Outgoing message) {
 }
 
 void NodeGroupImpl::run(const std::stop_token& stop) {
-  std::vector<LinkEvent> events;
+  std::vector<LinkEvent> events = std::move(pending_);
+  for (LinkEvent& event : events) take(event);
+  events.clear();
   TimePoint tick = clock_.now();
   while (!stop.stop_requested()) {
     woken_.store(false);

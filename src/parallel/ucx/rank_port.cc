@@ -2,11 +2,17 @@
 
 #include <fmt/format.h>
 
+#include <utility>
 #include <variant>
 
 #include "base/check.h"
 
 namespace tandem::parallel {
+namespace {
+
+constexpr size_t kMaxEarlyBytes = size_t(64) << 20;
+
+}  // namespace
 
 std::string GroupState::name(int32_t node) const {
   const size_t rank = size_t(node) * size_t(ranks_per_node);
@@ -54,6 +60,7 @@ std::string RankPort::missing() const {
 }
 
 void RankPort::progress(TimePoint now) {
+  if (!early_.empty()) deliver_early();
   worker_->progress(now, events_);
   for (const transport::Event& event : events_) handle(event);
   events_.clear();
@@ -124,18 +131,32 @@ Status RankPort::on_hello(transport::EndpointId endpoint, std::string_view bytes
   return Ok{};
 }
 
-Status RankPort::deliver(int32_t from, std::string_view bytes) {
-  const auto take = [&](const auto& taker) -> Status {
-    if (!taker) return corrupt(fmt::format("a message of type {} that nobody waits for", int(bytes[0])));
-    return taker(from, bytes);
-  };
-  switch (RankMessage(bytes[0])) {
-    case RankMessage::kVotes: return take(on_votes);
-    case RankMessage::kRows: return take(on_rows);
-    case RankMessage::kResults: return take(on_results);
+const RankPort::Taker* RankPort::taker_of(uint8_t type) const {
+  switch (RankMessage(type)) {
+    case RankMessage::kVotes: return &on_votes;
+    case RankMessage::kRows: return &on_rows;
+    case RankMessage::kResults: return &on_results;
     case RankMessage::kHello: break;
   }
-  return corrupt(fmt::format("a message of type {}", int(bytes[0])));
+  return nullptr;
+}
+
+Status RankPort::deliver(int32_t from, std::string_view bytes) {
+  const Taker* taker = taker_of(uint8_t(bytes[0]));
+  if (taker == nullptr) return corrupt(fmt::format("a message of type {}", int(bytes[0])));
+  if (*taker) return (*taker)(from, bytes);
+  early_bytes_ += bytes.size();
+  if (early_bytes_ > kMaxEarlyBytes) return corrupt("too many messages that nobody waits for");
+  early_.push_back({from, std::string(bytes)});
+  return Ok{};
+}
+
+void RankPort::deliver_early() {
+  early_bytes_ = 0;
+  for (const Early& message : std::exchange(early_, {})) {
+    const Status taken = deliver(message.from, message.bytes);
+    if (!taken) lost(message.from, taken.error().message);
+  }
 }
 
 void RankPort::lost(int32_t rank, const std::string& reason) {

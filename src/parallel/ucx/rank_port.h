@@ -74,7 +74,8 @@ class RankPort {
   void wait(Duration timeout) { worker_->wait(timeout); }
   void wake() { worker_->wake(); }
 
-  // Who takes messages. An error ends the connection and the group.
+  // Who takes messages. An error ends the connection and the group. What comes before there is somebody to take it,
+  // from a rank that was quicker, waits.
   std::function<Status(int32_t from, std::string_view bytes)> on_votes, on_rows, on_results;
 
  private:
@@ -82,7 +83,14 @@ class RankPort {
   void handle(const transport::Event& event);
   void on_message(transport::EndpointId endpoint, std::string_view bytes);
   Status on_hello(transport::EndpointId endpoint, std::string_view bytes);
+  using Taker = std::function<Status(int32_t from, std::string_view bytes)>;
+  struct Early {
+    int32_t from;
+    std::string bytes;
+  };
+  const Taker* taker_of(uint8_t type) const;  // null: there is no such type
   Status deliver(int32_t from, std::string_view bytes);
+  void deliver_early();
   void lost(int32_t rank, const std::string& reason);
 
   GroupState& state_;
@@ -95,7 +103,9 @@ class RankPort {
   std::vector<transport::EndpointId> endpoint_of_;  // by rank; 0: none
   std::vector<bool> up_;                            // by rank: has greeted
   std::unordered_map<uint64_t, int32_t> rank_of_;   // by endpoint; of those that we called or that greeted
-  std::vector<transport::Event> events_;            // scratch
+  std::vector<Early> early_;
+  size_t early_bytes_ = 0;
+  std::vector<transport::Event> events_;  // scratch
 };
 
 }  // namespace tandem::parallel

@@ -76,6 +76,7 @@ struct Encoder {
   void operator()(const NodeRefuse& m) { refuse_fields(out, m); }
   void operator()(const NodePayload& m) { out.raw(m.bytes); }
   void operator()(const NodeBye&) {}
+  void operator()(const NodeConnected&) {}
 };
 
 Result<NodeRecord> decode_hello(ByteReader& in) {
@@ -148,6 +149,8 @@ Result<NodeRecord> decode_record(std::string_view bytes) {
     record = NodePayload{in.raw(in.rest_bytes())};
   } else if (type == 5) {
     record = NodeBye{};
+  } else if (type == 6) {
+    record = NodeConnected{};
   } else {
     return damaged(fmt::format("unknown type {}", type));
   }

@@ -46,7 +46,8 @@ struct NodePayload {
   std::string_view bytes;  // borrowed
 };
 struct NodeBye {};
-using NodeRecord = std::variant<NodeHello, NodeWelcome, NodeRefuse, NodePayload, NodeBye>;
+struct NodeConnected {};  // to node 0: this node's ranks have their connections; from node 0: all have
+using NodeRecord = std::variant<NodeHello, NodeWelcome, NodeRefuse, NodePayload, NodeBye, NodeConnected>;
 
 // With its length in front, as it goes into the stream.
 std::string encode_record(const NodeRecord& record);
