@@ -106,9 +106,9 @@ class Worker {
 
   // A bounded amount of work. Returns whether anything happened.
   bool progress(TimePoint now, std::vector<Event>& events);
-  // Parks the thread until progress() may have something to do, wake() was called or the timeout passed. REQUIRES a
-  // context that can wait.
-  void wait(Duration timeout);
+  // Parks the thread until progress() may have something to do, wake() was called or the timeout passed: false only
+  // then. REQUIRES a context that can wait.
+  bool wait(Duration timeout);
   // Any thread: ends the current or the next wait early. REQUIRES a context that can wait.
   void wake();
 

@@ -392,15 +392,15 @@ bool Worker::progress(TimePoint now, std::vector<Event>& events) {
   return any;
 }
 
-void Worker::wait(Duration timeout) {
+bool Worker::wait(Duration timeout) {
   CHECK(state_->wait_fd >= 0);
-  if (!state_->arrived.empty() || !state_->requests.empty()) return;
+  if (!state_->arrived.empty() || !state_->requests.empty()) return true;
   // Busy: something came since the last progress(); the descriptor would not tell.
-  if (ucp_worker_arm(state_->ucp) != UCS_OK) return;
+  if (ucp_worker_arm(state_->ucp) != UCS_OK) return true;
   const auto whole = std::chrono::duration_cast<std::chrono::seconds>(timeout);
   const timespec longest{time_t(whole.count()), long((timeout - whole).count())};
   pollfd waited{state_->wait_fd, POLLIN, 0};
-  ppoll(&waited, 1, &longest, nullptr);
+  return ppoll(&waited, 1, &longest, nullptr) != 0;
 }
 
 void Worker::wake() { ucp_worker_signal(state_->ucp); }

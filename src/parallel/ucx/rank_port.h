@@ -70,8 +70,8 @@ class RankPort {
   void send(int32_t rank, std::string bytes);
   // UCX has taken all that was sent; what it has not is sent on by progress() alone.
   bool is_flushed() const;
-  std::string unflushed() const;  // the ranks that have not taken it, "2, 3"
-  void wait(Duration timeout) { worker_->wait(timeout); }
+  std::string unflushed() const;                                  // the ranks that have not taken it, "2, 3"
+  bool wait(Duration timeout) { return worker_->wait(timeout); }  // see Worker::wait()
   void wake() { worker_->wake(); }
 
   // Who takes messages. An error ends the connection and the group. What comes before there is somebody to take it,

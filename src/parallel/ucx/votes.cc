@@ -149,11 +149,18 @@ class NodeCommunicator final : public Communicator {
       if (arrived()) return;
     }
     self_.parked.store(is_decided_ ? Parked::kForAny : Parked::kForAll);
-    if (!arrived()) port_.wait(timeout);
+    // A ring that came late, after this rank had seen what it was for, must not end the wait: the rank would vote
+    // again, ring the others as late, and an idle group would never rest.
+    while (!arrived() && !woken_.exchange(false)) {
+      if (!port_.wait(timeout)) break;
+    }
     self_.parked.store(Parked::kNo);
   }
 
-  void wake() override { port_.wake(); }
+  void wake() override {
+    woken_ = true;
+    port_.wake();
+  }
 
  private:
   // Is what wait() waits for there?
@@ -225,6 +232,7 @@ class NodeCommunicator final : public Communicator {
   std::vector<StepVote> all_;
   uint64_t step_ = kNoStep;
   bool is_decided_ = true;
+  std::atomic<bool> woken_{false};  // by wake(), and no wait has ended by it
   TimePoint posted_at_{};
   std::optional<Error> failure_;
 };
