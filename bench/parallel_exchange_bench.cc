@@ -82,7 +82,7 @@ Result<Figures> within(const Case& which, ExchangeMode mode, int rounds) {
 Result<Figures> node(int32_t number, uint16_t port, const Case& which, ExchangeMode mode, int rounds) {
   ASSIGN_OR_RETURN(const auto group,
                    NodeGroup::meet(meeting_options(2, number, 1, port), kClock, [] { return false; }));
-  ASSIGN_OR_RETURN(const auto exchanges, group->exchanges(shape_of(which), std::chrono::seconds(20), 60));
+  ASSIGN_OR_RETURN(const auto exchanges, group->exchanges(shape_of(which), std::chrono::seconds(20), 400));
   group->start({});
   Result<Figures> figures = measure(*exchanges[0], mode, rounds);
   group->leave();

@@ -23,7 +23,8 @@ constexpr Duration kRankDeadline = std::chrono::seconds(60);
 constexpr size_t kTransferQueue = 65536;
 // About 20 us of looking at an exchange before a thread parks.
 constexpr int32_t kExchangeSpins = 2000;
-constexpr int32_t kNodeExchangeSpins = 60;  // each look drives a UCX worker
+// Each look drives a UCX worker: about 100 us, what an answer from another node takes.
+constexpr int32_t kNodeExchangeSpins = 400;
 
 engine::LoadBalance balance_of(const std::string& name) {
   if (name == "shortest_queue") return engine::LoadBalance::kShortestQueue;
