@@ -45,18 +45,18 @@ void run(KernelBench& bench, const Named& named) {
     std::vector<int32_t> table(size_t(blocks) * size_t(c.sequences));
     std::iota(table.begin(), table.end(), 0);
     std::shuffle(table.begin(), table.end(), std::mt19937(1));
-    std::vector<uint16_t> cache_memory = bench_activations(int64_t(table.size()) * kBlockTokens * shape.row_width(), 2);
-    const kernels::PagedCache cache{cache_memory.data(), DType::kBF16, kBlockTokens, int32_t(table.size())};
+    std::vector<float> cache_memory = bench_activations(int64_t(table.size()) * kBlockTokens * shape.row_width(), 2);
+    const kernels::PagedCache cache{cache_memory.data(), DType::kF32, kBlockTokens, int32_t(table.size())};
     std::vector<kernels::SequenceSpan> spans;
     for (int32_t s = 0; s < c.sequences; ++s)
       spans.push_back({s * rows, rows, c.context - rows, &table[size_t(s * blocks)]});
     const int64_t tokens = int64_t(rows) * c.sequences;
-    std::vector<uint16_t> q = bench_activations(tokens * width, 3), out(size_t(tokens * shape.num_heads * shape.v_dim));
-    const TensorView q_view(q.data(), DType::kBF16, {tokens, width});
-    const TensorView out_view(out.data(), DType::kBF16, {tokens, int64_t(shape.num_heads) * shape.v_dim});
+    std::vector<float> q = bench_activations(tokens * width, 3), out(size_t(tokens * shape.num_heads * shape.v_dim));
+    const TensorView q_view(q.data(), DType::kF32, {tokens, width});
+    const TensorView out_view(out.data(), DType::kF32, {tokens, int64_t(shape.num_heads) * shape.v_dim});
     const std::string name = fmt::format("attention/{}/{}/sequences={}/context={}", named.name,
                                          c.decode ? "decode" : "prefill", c.sequences, c.context);
-    const double bytes = double(cache_memory.size()) * 2 + double(weights.expand.bytes());
+    const double bytes = double(cache_memory.size()) * 4 + double(weights.expand.bytes());
     const double flops = c.decode ? decode_flops(shape, c.sequences, c.context) : prefill_flops(shape, c.context);
     bench.measure(name, bytes, flops, [&] {
       (c.decode ? kernels::mla_decode : kernels::mla_prefill)(bench.ctx, shape, q_view, weights, cache, spans,

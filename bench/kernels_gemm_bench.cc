@@ -35,12 +35,12 @@ void run(KernelBench& bench) {
       weights.push_back(kernels::pack(bench.ctx.backend, bench.ctx.isa, {matrix.raw}));
     for (const int64_t m : {1, 2, 4, 8, 16, 32, 64, 512, 2048}) {
       if (s.dtype == DType::kBF16 && m > 64) continue;
-      std::vector<uint16_t> x = bench_activations(m * s.k, 2);
+      std::vector<float> x = bench_activations(m * s.k, 2);
       std::vector<float> y(size_t(m * s.n));
       size_t next = 0;
       bench.measure(fmt::format("{}/tokens={}", prefix, m), double(weights[0].bytes()), 2.0 * double(m * s.n * s.k),
                     [&] {
-                      kernels::linear(bench.ctx, TensorView(x.data(), DType::kBF16, {m, s.k}), weights[next++ % copies],
+                      kernels::linear(bench.ctx, TensorView(x.data(), DType::kF32, {m, s.k}), weights[next++ % copies],
                                       TensorView(y.data(), DType::kF32, {m, s.n}));
                     });
     }

@@ -94,11 +94,11 @@ struct BenchMatrix {
   kernels::RawWeight raw;
 };
 
-inline std::vector<uint16_t> bench_activations(int64_t count, uint32_t seed) {
+inline std::vector<float> bench_activations(int64_t count, uint32_t seed) {
   std::mt19937 random(seed);
-  std::vector<uint16_t> bits(static_cast<size_t>(count));
-  for (uint16_t& b : bits) b = device::bf16_from_f32(float(random() % 1000) * 2e-3f - 1.0f);
-  return bits;
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& v : values) v = float(random() % 1000) * 2e-3f - 1.0f;
+  return values;
 }
 
 }  // namespace tandem::bench

@@ -35,7 +35,7 @@ void run(KernelBench& bench, const Shape& s) {
       std::shuffle(order.begin(), order.end(), random);
       slots.insert(slots.end(), order.begin(), order.begin() + s.top_k);
     }
-    std::vector<uint16_t> x = bench_activations(tokens * s.hidden, 4);
+    std::vector<float> x = bench_activations(tokens * s.hidden, 4);
     std::vector<float> y(slots.size() * size_t(s.hidden));
     const double active = double(std::set<int32_t>(slots.begin(), slots.end()).size());
     const double per_expert = double(weights[0].gate_up.bytes() + weights[0].down.bytes());
@@ -45,7 +45,7 @@ void run(KernelBench& bench, const Shape& s) {
                     const device::WorkspaceScope scope(bench.workspace);
                     const kernels::SlotSort sort = kernels::sort_by_slot(
                         bench.ctx, TensorView(slots.data(), DType::kI32, {tokens, s.top_k}), s.experts);
-                    kernels::grouped_mlp(bench.ctx, TensorView(x.data(), DType::kBF16, {tokens, s.hidden}), sort,
+                    kernels::grouped_mlp(bench.ctx, TensorView(x.data(), DType::kF32, {tokens, s.hidden}), sort,
                                          {pointers.data() + s.experts * (layer++ % s.layers), size_t(s.experts)},
                                          s.width, TensorView(y.data(), DType::kF32, {int64_t(slots.size()), s.hidden}));
                   });

@@ -1,5 +1,5 @@
-// What this machine can do, measured: memory reads and bf16 (else f32) multiply-adds on all threads at once. Benchmarks
-// print their share of these.
+// What this machine can do, measured: memory reads and f32 multiply-adds on all threads at once. Benchmarks print their
+// share of these.
 #pragma once
 
 #include <immintrin.h>
@@ -65,19 +65,18 @@ inline double measure_read_bandwidth(int num_threads) {
 
 constexpr int64_t kFlopRounds = 2'000'000;
 
-// Sixteen dot products in flight on registers alone. In assembler: a compiler sees sixteen equal sums and keeps one.
-__attribute__((target("avx512f,avx512bf16"))) inline void spin_dpbf16(int64_t rounds) {
-#define TANDEM_DP(n) "vdpbf16ps %%zmm30, %%zmm31, %%zmm" #n "\n\t"
+// Sums in flight on registers alone. In assembler: a compiler sees equal sums and keeps one.
+__attribute__((target("avx512f"))) inline void spin_fma512(int64_t rounds) {
+#define TANDEM_FMA(n) "vfmadd231ps %%zmm30, %%zmm31, %%zmm" #n "\n\t"
   for (int64_t i = 0; i < rounds; ++i) {
-    __asm__ volatile(TANDEM_DP(0) TANDEM_DP(1) TANDEM_DP(2) TANDEM_DP(3) TANDEM_DP(4) TANDEM_DP(5) TANDEM_DP(6)
-                         TANDEM_DP(7) TANDEM_DP(8) TANDEM_DP(9) TANDEM_DP(10) TANDEM_DP(11) TANDEM_DP(12) TANDEM_DP(13)
-                             TANDEM_DP(14) TANDEM_DP(15)
+    __asm__ volatile(TANDEM_FMA(0) TANDEM_FMA(1) TANDEM_FMA(2) TANDEM_FMA(3) TANDEM_FMA(4) TANDEM_FMA(5) TANDEM_FMA(6)
+                         TANDEM_FMA(7) TANDEM_FMA(8) TANDEM_FMA(9) TANDEM_FMA(10) TANDEM_FMA(11)
                      :
                      :
-                     : "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11",
-                       "zmm12", "zmm13", "zmm14", "zmm15");
+                     : "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10",
+                       "zmm11");
   }
-#undef TANDEM_DP
+#undef TANDEM_FMA
 }
 __attribute__((target("avx2,fma"))) inline void spin_fma(int64_t rounds) {
 #define TANDEM_FMA(n) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #n "\n\t"
@@ -93,10 +92,10 @@ __attribute__((target("avx2,fma"))) inline void spin_fma(int64_t rounds) {
 }
 
 inline double measure_flops(int num_threads) {
-  const bool bf16 = kernels::cpu_supports(kernels::Isa::kAvx512Bf16);
+  const bool wide = kernels::cpu_supports(kernels::Isa::kAvx512);
   const double best =
-      best_seconds(num_threads, 5, [&](int) { bf16 ? spin_dpbf16(kFlopRounds) : spin_fma(kFlopRounds); });
-  const double per_round = bf16 ? 16 * 64 : 12 * 16;  // 32 products and sums per dpbf16, 8 per fma
+      best_seconds(num_threads, 5, [&](int) { wide ? spin_fma512(kFlopRounds) : spin_fma(kFlopRounds); });
+  const double per_round = wide ? 12 * 32 : 12 * 16;  // 16 or 8 products and sums per instruction
   return double(kFlopRounds) * per_round * num_threads / best;
 }
 

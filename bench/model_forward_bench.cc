@@ -2,7 +2,7 @@
 // invented weights in the shapes of tests/data/configs (s, m) or the trained model (tiny). Prints tokens/s and the
 // share of the machine's limits, measured in the same run.
 //   model_forward_bench [--config s,m,tiny] [--cases prefill512,decode8] [--threads 2] [--backend cpu|ref]
-//                       [--isa avx2|avx512|avx512_bf16] [--seconds 2]
+//                       [--isa avx2|avx512|avx512_bf16] [--kv f32|bf16] [--seconds 2]
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -27,6 +27,7 @@ struct Options {
   int threads = 2;
   kernels::Backend backend = kernels::Backend::kCpu;
   kernels::Isa isa = kernels::best_isa();
+  device::DType kv = device::DType::kF32;
   double seconds = 2;
 };
 
@@ -56,6 +57,8 @@ Options parse(int argc, char** argv) {
       options.seconds = std::stod(value);
     else if (flag == "--backend")
       options.backend = value == "ref" ? kernels::Backend::kRef : kernels::Backend::kCpu;
+    else if (flag == "--kv")
+      options.kv = value == "bf16" ? device::DType::kBF16 : device::DType::kF32;
     else if (flag == "--isa") {
       for (kernels::Isa isa : {kernels::Isa::kAvx2, kernels::Isa::kAvx512, kernels::Isa::kAvx512Bf16}) {
         if (value == kernels::to_string(isa)) options.isa = isa;
@@ -136,7 +139,7 @@ struct Cost {
 };
 
 // Least work of a step: every weight that a token needs read once, the latents read once per sequence.
-Cost cost_of(const Case& c, const model::ModelConfig& config, int64_t experts_touched) {
+Cost cost_of(const Case& c, const model::ModelConfig& config, int64_t experts_touched, size_t latent_bytes) {
   const double tokens = c.size, context = c.decode ? kDecodeContext : (c.size + 1) / 2.0;
   Cost cost;
   for (const model::TensorSpec& spec : model::deepseek_tensors(config)) {
@@ -156,7 +159,7 @@ Cost cost_of(const Case& c, const model::ModelConfig& config, int64_t experts_to
   const double per_pair = c.decode ? 2.0 * shape.num_heads * (shape.row_width() + shape.kv_lora_rank)
                                    : 2.0 * shape.num_heads * (shape.nope_dim + shape.rope_dim + shape.v_dim);
   cost.flops += per_pair * tokens * context * config.num_layers;
-  cost.bytes += c.decode ? 2 * latents * tokens * context : 2 * latents * tokens;
+  cost.bytes += double(latent_bytes) * latents * tokens * (c.decode ? context : 1);
   return cost;
 }
 
@@ -166,7 +169,7 @@ void run_case(const std::string& label, const Case& c, model::Model& model, cons
   kv::KvLayout layout;
   layout.num_layers = model.config().num_layers;
   layout.row_width = model.config().mla().row_width();
-  layout.dtype = options.backend == kernels::Backend::kRef ? device::DType::kF32 : device::DType::kBF16;
+  layout.dtype = options.kv;
   layout.block_tokens = kBlockTokens;
   layout.num_blocks = workload.num_blocks();
   kv::KvStorage cache(device::Device::kCpu, layout);
@@ -180,7 +183,7 @@ void run_case(const std::string& label, const Case& c, model::Model& model, cons
   }
   std::sort(times.begin(), times.end());
   const double median = times[times.size() / 2];
-  const Cost cost = cost_of(c, model.config(), workload.experts_touched());
+  const Cost cost = cost_of(c, model.config(), workload.experts_touched(), size_of(options.kv));
   fmt::print("{:<22} {:>10.1f} tok/s {:>10.3f} ms (best {:.3f})  {:>5.1f}% of reads {:>5.1f}% of flops  ({} steps)\n",
              label, double(workload.num_tokens()) / median, median * 1e3, times[0] * 1e3,
              100 * cost.bytes / median / limits.read_bytes_per_s, 100 * cost.flops / median / limits.flops_per_s,

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Builds and runs the default suite: everything in release, then the tests labelled asan and tsan under those sanitizers.
 #   scripts/run_tests.sh [release|asan|tsan|long]...      default: release asan tsan; long: the tests left out of those
-# A test that fails is run once more (shared machines stall for seconds); the log shows both runs.
 # All parts run even if one fails. The last line says 'N passed, N failed'; JUnit files lie in build/<preset>/tests.xml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,7 +31,6 @@ run() {
   fi
   echo "== $preset: ctest $*"
   "${launcher[@]}" ctest --test-dir "build/$preset" -j "$jobs" --output-on-failure --no-tests=error \
-    --repeat until-pass:2 \
     --output-junit tests.xml "$@" || true
 }
 

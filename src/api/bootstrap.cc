@@ -251,6 +251,7 @@ Result<TopLevel> scan(std::string& body, const char*& closing) {
 void note_prompts(const std::optional<Seen>& prompts, bool numbers_are_one_prompt, RoutedBody& routed) {
   if (!prompts) return;
   const char kind = prompts->raw[0];
+  routed.prompt_bytes = prompts->raw.size();
   if (kind == '"') routed.text = inside_quotes(prompts->raw);
   if (kind != '[' || prompts->elements == 0) return;
   const bool list_of_lists = prompts->first == '[';
@@ -284,6 +285,7 @@ Result<RoutedBody> prepare_routed_body(BodyKind kind, std::string& body) {
     }
     if (n > 1) routed.batch_size = n;
     // Turns of one conversation differ behind the closing bracket only.
+    if (top.messages) routed.prompt_bytes = top.messages->raw.size();
     if (top.messages) routed.text = top.messages->raw.substr(0, top.messages->raw.size() - 1);
   }
   if (routed.batch_size.value_or(0) > kMaxRoutedBatch) {

@@ -27,6 +27,7 @@ struct RoutedBody {
   bool stream = false;
   bool has_return_logprob = false;  // the key is there with another value than false or null
   bool is_empty_object = false;     // the tail needs no comma
+  size_t prompt_bytes = 0;          // of the value that holds the prompt or prompts, or the messages
   std::string_view text;  // borrowed from body: what prefix-aware routing looks at, JSON escapes left as they are
 };
 

@@ -38,7 +38,7 @@ struct Call {
   int32_t n = 1;
   std::vector<PromptItem> items;         // chat: one, its text made from messages
   std::vector<SamplingParams> sampling;  // one for all items, or one for each
-  int32_t priority = 0;
+  std::optional<int32_t> priority;
   std::optional<int32_t> data_parallel_rank;
 
   // Native.

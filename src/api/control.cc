@@ -5,6 +5,7 @@
 #include "api/json_text.h"
 #include "api/parse/cursor.h"
 #include "api/parse/values.h"
+#include "base/json.h"
 
 namespace tandem::api {
 namespace {
@@ -54,6 +55,29 @@ Result<AbortCall> parse_abort(std::string_view body) {
     }
     return Ok{};
   }));
+  return call;
+}
+
+Result<RebalanceCall> parse_rebalance(std::string_view body) {
+  RebalanceCall call;
+  if (body.empty()) return call;
+  const Result<json::Document> document = json::Document::parse(body, "body");
+  if (!document) return corrupt(document.error().message);
+  simdjson::dom::object fields;
+  if (document->root().get(fields) != simdjson::SUCCESS) return corrupt("wanted an object");
+  for (const auto& [key, value] : fields) {
+    if (value.is_null()) continue;
+    if (key == "placement") {
+      call.placement = simdjson::minify(value);
+    } else if (key != "algorithm") {
+      return corrupt(fmt::format("unknown field '{}': wanted algorithm or placement", key));
+    } else if (std::string_view name; value.get(name) == simdjson::SUCCESS) {
+      call.algorithm = name;
+    } else {
+      return corrupt("algorithm: wanted a text");
+    }
+  }
+  if (!call.algorithm.empty() && !call.placement.empty()) return corrupt("wanted algorithm or placement, got both");
   return call;
 }
 

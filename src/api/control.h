@@ -17,6 +17,12 @@ struct AbortCall {
 };
 Result<AbortCall> parse_abort(std::string_view body);
 
+// /rebalance: an algorithm's name, or a placement (the text of an object as --init-expert-location takes), or neither.
+struct RebalanceCall {
+  std::string algorithm, placement;
+};
+Result<RebalanceCall> parse_rebalance(std::string_view body);
+
 struct TokenizeCall {
   bool is_batch = false;
   std::vector<std::string> prompts;

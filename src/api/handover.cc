@@ -224,7 +224,7 @@ Status check_compatible(const KvIdentity& prefill, const KvIdentity& decode) {
   return Ok{};
 }
 
-uint64_t prompt_digest(const std::vector<int32_t>& ids) {
+uint64_t prompt_digest(std::span<const int32_t> ids) {
   uint64_t digest = 0xcbf29ce484222325ull;
   for (const int32_t id : ids) digest = (digest ^ uint64_t(uint32_t(id))) * 0x100000001b3ull;
   return digest ^ ids.size();

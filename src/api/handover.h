@@ -17,6 +17,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -120,6 +121,6 @@ std::string encode_handover(uint64_t epoch, const HandoverMessage& message);
 Result<HandoverEnvelope> decode_handover(std::string_view bytes);
 
 // FNV-1a over the ids, 8 bytes each step.
-uint64_t prompt_digest(const std::vector<int32_t>& ids);
+uint64_t prompt_digest(std::span<const int32_t> ids);
 
 }  // namespace tandem::api

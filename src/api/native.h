@@ -36,6 +36,7 @@ struct NativeMeta {
   int32_t prompt_tokens = 0, completion_tokens = 0, cached_tokens = 0, total_retractions = 0;
   const FinishReason* finish = nullptr;
   std::optional<double> e2e_latency, response_sent_to_client_ts;
+  RequestTimes times;
   std::optional<double> request_received_ts, request_sent_to_scheduler_ts, prefill_finished_ts, decode_finished_ts,
       inference_time, decode_throughput;
 };

@@ -159,6 +159,9 @@ void NativeSequence::append_object(std::string& out, const NativeMeta& meta) {
   append_json_int(out, meta.cached_tokens);
   append_optional(out, "e2e_latency", meta.e2e_latency);
   append_optional(out, "response_sent_to_client_ts", meta.response_sent_to_client_ts);
+  append_optional(out, "queue_time", meta.times.queue_time);
+  append_optional(out, "prefill_launch_delay", meta.times.prefill_launch_delay);
+  append_optional(out, "prefill_launch_latency", meta.times.prefill_launch_latency);
   append_optional(out, "request_received_ts", meta.request_received_ts);
   append_optional(out, "request_sent_to_scheduler_ts", meta.request_sent_to_scheduler_ts);
   append_optional(out, "prefill_finished_ts", meta.prefill_finished_ts);

@@ -110,7 +110,7 @@ void request_fields(Io& io, M& m) {
     optional(io, bootstrap.room, [&](auto& room) { field(io, room); });
   });
   optional(io, m.data_parallel_rank, [&](auto& rank) { field(io, rank); });
-  field(io, m.priority);
+  optional(io, m.priority, [&](auto& priority) { field(io, priority); });
   field(io, m.is_health_check);
 }
 
@@ -133,6 +133,11 @@ void event_fields(Io& io, M& m) {
   field(io, m.prompt_tokens);
   field(io, m.cached_tokens);
   field(io, m.total_retractions);
+  optional(io, m.times, [&](auto& times) {
+    for (auto* time : {&times.queue_time, &times.prefill_launch_delay, &times.prefill_launch_latency}) {
+      optional(io, *time, [&](auto& seconds) { field(io, seconds); });
+    }
+  });
   optional(io, m.finish, [&](auto& finish) {
     choice(io, finish.kind, FinishKind::kAbort);
     field(io, finish.matched_token);

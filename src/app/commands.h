@@ -19,5 +19,6 @@ int run_bench_serving(Args args);
 int run_bench_one_batch(Args args);
 int run_up(Args args);
 int run_model(Args args);
+int run_experts(Args args);
 
 }  // namespace tandem::app

@@ -58,6 +58,7 @@ Result<Environment> read_environment() {
   env.allow_longer_context = reader.flag("ALLOW_OVERWRITE_LONGER_CONTEXT_LEN");
   env.log_milliseconds = reader.flag("LOG_MS");
   env.log_forward_iters = reader.flag("LOG_FORWARD_ITERS");
+  env.recorder_directory = reader.text("EXPERT_DISTRIBUTION_RECORDER_DIR").value_or("/tmp");
   if (const char* secret = std::getenv("TANDEM_KV_SECRET")) env.kv_secret = secret;
   if (reader.fault) return *reader.fault;
   return env;

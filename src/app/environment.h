@@ -22,6 +22,7 @@ struct Environment {
   bool allow_longer_context = false;                    // SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN
   bool log_milliseconds = false;                        // SGLANG_LOG_MS
   bool log_forward_iters = false;                       // SGLANG_LOG_FORWARD_ITERS
+  std::string recorder_directory = "/tmp";              // SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR
   std::string kv_secret;                                // TANDEM_KV_SECRET: peers of the KV port must present it
   std::vector<std::string> warnings;
 };

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "app/commands.h"
+#include "app/config_file.h"
 #include "app/machine.h"
 #include "app/memory_plan.h"
 #include "app/resolve.h"
@@ -43,8 +44,10 @@ Status choose_kernels(ResolvedConfig& config) {
 }  // namespace
 
 int launch_server(Args args) {
+  Result<std::vector<std::string>> all = with_config_file(server_flags(), args);
+  if (!all) return fail(all.error().message);
   Result<ParseOutcome> parsed =
-      parse_flags("launch_server", "Starts one node of a prefill, decode or combined server.", server_flags(), args);
+      parse_flags("launch_server", "Starts one node of a prefill, decode or combined server.", server_flags(), *all);
   if (!parsed) return fail(parsed.error().message);
   if (parsed->help_shown) return 0;
   Result<Environment> environment = read_environment();
@@ -58,7 +61,8 @@ int launch_server(Args args) {
     return 0;
   }
   for (const std::string& refusal : config.refusals) fail(fmt::format("{}: not in this version", refusal));
-  if (!config.refusals.empty()) return 2;
+  for (const std::string& line : config.missing) fail(line);
+  if (!config.refusals.empty() || !config.missing.empty()) return 2;
 
   log::configure(log_level(config.flags.text("log_level")), config.environment.log_milliseconds);
   watch_signals();

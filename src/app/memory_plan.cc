@@ -57,7 +57,7 @@ Result<MemoryPlan> plan_memory(const ResolvedConfig& config, int num_threads, in
   if (exchange.top_k > 0) plan.exchange_bytes += parallel::node_exchange_bytes(exchange, config.num_nodes);
   plan.logits_bytes = plan.limits.max_logit_rows * config.model.vocab_size * int64_t(sizeof(float));
 
-  const int64_t element = config.backend == kernels::Backend::kRef ? 4 : 2;
+  const int64_t element = int64_t(size_of(config.kv_dtype));
   const int64_t token_bytes =
       int64_t(config.model.num_layers) * (config.model.kv_lora_rank + config.model.rope_dim) * element;
   const int64_t ranks = config.num_ranks;

@@ -8,6 +8,7 @@
 #include "app/machine.h"
 #include "app/rank_link.h"
 #include "base/log.h"
+#include "engine/expert_port.h"
 #include "engine/group.h"
 #include "kernels/sample.h"
 #include "kv/transfer_thread.h"
@@ -41,6 +42,7 @@ struct RankParts {
   }
 
   std::unique_ptr<model::Model> model;
+  std::unique_ptr<engine::ExpertPort> experts;  // null: no routed experts
   std::optional<kv::KvStorage> cache;
   device::ThreadPool sample_pool{1};
   std::optional<device::Workspace> sample_workspace;
@@ -67,7 +69,9 @@ class NodeRanksImpl final : public NodeRanks {
 
   Status build();
   engine::EngineDoor& door() override { return group_; }
+  engine::ExpertBalancer* experts() override { return balancer_.get(); }
   void start() override {
+    if (balancer_) balancer_thread_ = std::jthread([this](std::stop_token stop) { balancer_->run(stop); });
     for (const auto& rank : ranks_) {
       rank->thread = std::jthread([&engine = *rank->engine](std::stop_token stop) { engine.run(stop); });
     }
@@ -88,6 +92,7 @@ class NodeRanksImpl final : public NodeRanks {
   std::string announced_host() const;
   Status build_engines();
   Status build_engine(size_t index, std::unique_ptr<parallel::Communicator> communicator);
+  void build_balancer();
 
   const ResolvedConfig& config_;
   const MemoryPlan plan_;
@@ -96,10 +101,13 @@ class NodeRanksImpl final : public NodeRanks {
   engine::EngineGroup group_;                // the ranks' engines call it to their end
   std::unique_ptr<RankLink> link_;           // null: the only node
   std::vector<std::unique_ptr<RankParts>> ranks_;
+  std::unique_ptr<engine::ExpertBalancer> balancer_;
+  std::jthread balancer_thread_;
 };
 
 // All ranks, those of other nodes included, are told to stop before one is waited for: each leaves when all want to.
 NodeRanksImpl::~NodeRanksImpl() {
+  balancer_thread_ = {};  // stops and joins
   if (link_) link_->stop_others();
   for (const auto& rank : ranks_) rank->thread.request_stop();
   for (const auto& rank : ranks_) rank->thread = {};
@@ -116,6 +124,7 @@ Status NodeRanksImpl::build() {
   }
   if (addresses_.size() < 2) addresses_.clear();
   RETURN_IF_ERROR(build_engines());
+  build_balancer();
   if (!link_) return Ok{};
   std::vector<engine::EngineDoor*> engines;
   for (const auto& rank : ranks_) engines.push_back(rank->engine.get());
@@ -136,7 +145,7 @@ kv::KvLayout NodeRanksImpl::layout() const {
   kv::KvLayout layout;
   layout.num_layers = config_.model.num_layers;
   layout.row_width = config_.model.mla().row_width();
-  layout.dtype = config_.backend == kernels::Backend::kRef ? device::DType::kF32 : device::DType::kBF16;
+  layout.dtype = config_.kv_dtype;
   layout.block_tokens = config_.engine.block_tokens;
   layout.num_blocks = plan_.max_total_tokens / config_.engine.block_tokens;
   return layout;
@@ -174,6 +183,10 @@ Status NodeRanksImpl::load() {
     RankParts& rank = *ranks_.emplace_back(std::make_unique<RankParts>(kTransferQueue));
     rank.model = std::move(model);
     rank.cache.emplace(device::Device::kCpu, layout());
+    if (model::ExpertSlots* slots = config_.num_nodes == 1 ? rank.model->expert_slots() : nullptr) {
+      rank.experts =
+          std::make_unique<engine::ExpertPort>(config_.model.num_layers, config_.model.num_routed_experts, *slots);
+    }
   }
   log::info("KV Cache is allocated. #tokens: {}, KV size: {:.2f} GB", plan_.max_total_tokens,
             double(layout().total_bytes()) / 1e9);
@@ -259,6 +272,7 @@ Status NodeRanksImpl::build_engine(size_t index, std::unique_ptr<parallel::Commu
   parts.transfer = pd() ? &rank.port : nullptr;
   parts.communicator = rank.communicator.get();
   parts.metrics = parts_.metrics;
+  parts.experts = rank.experts.get();
   engine::EngineConfig config = config_.engine;
   const int32_t number = first_rank() + int32_t(index);
   config.dp_rank = number;
@@ -269,6 +283,16 @@ Status NodeRanksImpl::build_engine(size_t index, std::unique_ptr<parallel::Commu
   ASSIGN_OR_RETURN(rank.engine, engine::Engine::create(config, parts, sink));
   rank.woken = rank.engine.get();
   return Ok{};
+}
+
+void NodeRanksImpl::build_balancer() {
+  if (!ranks_[0]->experts) return;
+  engine::BalancerParts parts;
+  parts.clock = parts_.clock;
+  parts.metrics = parts_.metrics;
+  for (const auto& rank : ranks_) parts.ports.push_back(rank->experts.get());
+  parts.placement = config_.experts.placement;
+  balancer_ = std::make_unique<engine::ExpertBalancer>(*config_.balancer, std::move(parts));
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "app/memory_plan.h"
 #include "app/resolve.h"
 #include "engine/engine.h"
+#include "engine/expert_balancer.h"
 #include "parallel/node_group.h"
 #include "profile/metrics.h"
 
@@ -31,8 +32,9 @@ class NodeRanks {
   // Ends what still runs with a 503 and joins; on node 0 so for all nodes.
   virtual ~NodeRanks() = default;
 
-  virtual engine::EngineDoor& door() = 0;  // on node 0 all ranks of the server, on others this node's
-  virtual void start() = 0;                // the engine threads
+  virtual engine::EngineDoor& door() = 0;         // on node 0 all ranks of the server, on others this node's
+  virtual engine::ExpertBalancer* experts() = 0;  // null: no routed experts, or several nodes
+  virtual void start() = 0;                       // the engine threads, and the balancer's
 
   // Why the server cannot go on: a rank or node is lost. Nothing: it can.
   virtual std::optional<std::string> lost() const = 0;

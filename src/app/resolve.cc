@@ -6,6 +6,8 @@
 
 #include "app/embedded_model.h"
 #include "app/server_flags.h"
+#include "experts/balance.h"
+#include "experts/files.h"
 #include "model/model.h"
 
 namespace tandem::app {
@@ -53,8 +55,12 @@ struct Resolver {
       range(field, 1, kMany);
     }
     range("num_reserved_decode_tokens", 0, kMany);
+    range("eplb_spare_slots", 0, kMany);
+    range("eplb_bytes_per_step", 1, INT64_MAX);
     range("ep_num_redundant_experts", 0, kMany);
     range("node_rank", 0, kMany);
+    range("log_requests_level", 0, 3);
+    range("priority_scheduling_preemption_threshold", 0, kMany - 1);
     range("random_seed", 0, INT64_MAX);
     for (int64_t size : flags.integers("cuda_graph_bs")) {
       if (size < 1) fault("--cuda-graph-bs: wanted batch sizes of at least 1, got {}", size);
@@ -66,6 +72,8 @@ struct Resolver {
     fraction("mem_fraction_static", 1.0);
     fraction("tbo_token_distribution_threshold", 0.5);
     fraction("kv_digest_sample_rate", 1.0);
+    fraction("eplb_target", 1.0);
+    fraction("eplb_min_rebalancing_utilization_threshold", 1.0);
     for (const char* field : {"watchdog_timeout", "drain_timeout", "schedule_conservativeness"}) {
       if (flags.number(field) < 0) fault("--{}: wanted at least 0, got {}", dashed(field), flags.number(field));
     }
@@ -110,13 +118,19 @@ struct Resolver {
         fault("--quantization fp8: {} holds no FP8 blocks, and weights are served as shipped", config.model_directory);
       }
     }
-    const std::string kv_dtype = flags.text("kv_cache_dtype");
-    if (kv_dtype == "fp8_e4m3") {
-      config.refusals.push_back("--kv-cache-dtype fp8_e4m3");
-    } else if (kv_dtype != "auto" && kv_dtype != "bf16" && kv_dtype != "bfloat16") {
-      fault("--kv-cache-dtype {}: only auto, bf16 and fp8_e4m3 are supported", kv_dtype);
-    }
+    resolve_kv_dtype();
     resolve_context();
+  }
+
+  void resolve_kv_dtype() {
+    const std::string dtype = flags.text("kv_cache_dtype");
+    if (dtype == "bf16" || dtype == "bfloat16") {
+      config.kv_dtype = device::DType::kBF16;
+    } else if (dtype == "fp8_e4m3") {
+      config.refusals.push_back("--kv-cache-dtype fp8_e4m3");
+    } else if (dtype != "auto" && dtype != "float32") {
+      fault("--kv-cache-dtype {}: only auto, float32, bf16 and fp8_e4m3 are supported", dtype);
+    }
   }
 
   void resolve_context() {
@@ -258,6 +272,80 @@ struct Resolver {
     if (!config.ep_dispatch_algorithm.empty()) {
       config.experts.dispatch = *experts::parse_dispatch_algorithm(config.ep_dispatch_algorithm);
     }
+    config.experts.two_batches = flags.enabled("enable_two_batch_overlap");
+    config.experts.two_batch_threshold = flags.number("tbo_token_distribution_threshold");
+    config.engine.two_batch_overlap = config.experts.two_batches;
+    if (config.experts.two_batches && config.num_ranks < 2 && flags.integer("nnodes") == 1) {
+      warn("--enable-two-batch-overlap: one rank has no exchange to overlap");
+    }
+    if (config.model.num_routed_experts > 0) resolve_balancer();
+  }
+
+  void resolve_balancer() {
+    engine::ExpertBalancerConfig& balancer = config.balancer.emplace();
+    const bool periodic = flags.enabled("enable_eplb");
+    const std::string mode =
+        flags.has("expert_distribution_recorder_mode") ? flags.text("expert_distribution_recorder_mode") : "stat";
+    if (mode == "per_pass" || mode == "per_token") {
+      config.refusals.push_back("--expert-distribution-recorder-mode " + mode);
+    }
+    // Moves read a neighbour's slots by pointer, and hits are summed in one process.
+    const std::string apart = fmt::format(" with --nnodes {}", config.num_nodes);
+    if (config.num_nodes > 1 && periodic) config.refusals.push_back("--enable-eplb" + apart);
+    if (config.num_nodes > 1 && flags.has("expert_distribution_recorder_mode")) {
+      config.refusals.push_back("--expert-distribution-recorder-mode" + apart);
+    }
+    balancer.topology = config.experts.topology;
+    balancer.dispatch = config.experts.dispatch;
+    balancer.num_groups = config.model.gate.num_groups;
+    const std::string algorithm = flags.text("eplb_algorithm");
+    balancer.algorithm = algorithm == "auto" ? "tandem" : algorithm;
+    balancer.is_periodic = periodic;
+    balancer.steps_between = flags.integer("eplb_rebalance_num_iterations");
+    balancer.skip_above = flags.number("eplb_min_rebalancing_utilization_threshold");
+    balancer.target = flags.number("eplb_target");
+    if (flags.has("eplb_rebalance_layers_per_chunk")) {
+      balancer.layers_per_version = int32_t(flags.integer("eplb_rebalance_layers_per_chunk"));
+    }
+    if (flags.enabled("enable_eplb_rebalance_async")) balancer.bytes_per_step = flags.integer("eplb_bytes_per_step");
+    balancer.recorder_steps = flags.has("expert_distribution_recorder_buffer_size")
+                                  ? flags.integer("expert_distribution_recorder_buffer_size")
+                                  : balancer.steps_between;
+    balancer.dump_directory = config.environment.recorder_directory;
+    balancer.model_name = config.served_model_name;
+    const int64_t spares = flags.has("eplb_spare_slots") ? flags.integer("eplb_spare_slots") : periodic ? 8 : 0;
+    config.experts.spare_slots = int32_t(spares);
+    if (periodic && spares == 0) fault("--enable-eplb needs at least one spare slot, got --eplb-spare-slots 0");
+    if (faults.empty()) resolve_location();
+  }
+
+  // The placement at start: as given, or planned from given loads.
+  void resolve_location() {
+    const experts::EpTopology& topology = config.experts.topology;
+    const experts::ExpertShape want{config.model.num_layers, config.model.num_routed_experts, topology.num_slots()};
+    Result<experts::InitExpertLocation> location =
+        experts::read_init_expert_location(flags.text("init_expert_location"), want);
+    if (!location) {
+      const std::string line = "--init-expert-location: " + location.error().message;
+      (location.error().code == ErrorCode::kNotFound ? config.missing : faults).push_back(line);
+      return;
+    }
+    if (auto* given = std::get_if<experts::PlacementFile>(&*location)) {
+      config.experts.placement = std::move(given->placement);
+    } else if (const auto* load = std::get_if<experts::LoadFile>(&*location)) {
+      Result<experts::BalanceAlgorithm> algorithm = experts::find_balance_algorithm(config.balancer->algorithm);
+      const experts::BalanceProblem problem{{&load->load, 1}, topology, config.model.gate.num_groups};
+      Result<experts::ExpertPlacement> plan =
+          algorithm ? plan_experts(*algorithm, problem) : Result<experts::ExpertPlacement>(algorithm.error());
+      if (!plan) return fault("--init-expert-location: {}", plan.error().message);
+      config.experts.placement = std::move(*plan);
+    } else if (topology.num_slots() >= config.model.num_routed_experts) {
+      config.experts.placement = experts::trivial_placement(want.num_layers, want.num_logical, want.num_slots);
+    }
+    if (config.experts.placement.num_layers == 0) return;
+    if (Status valid = validate(config.experts.placement, topology); !valid) {
+      fault("--init-expert-location: {}", valid.error().message);
+    }
   }
 
   void resolve_scheduler() {
@@ -293,6 +381,7 @@ struct Resolver {
     if (flags.has("mem_fraction_static")) config.mem_fraction_static = flags.number("mem_fraction_static");
     engine.radix_cache = !flags.enabled("disable_radix_cache") && engine.role != engine::Role::kDecode;
     engine.schedule_conservativeness = flags.number("schedule_conservativeness") * (config.dp_size > 1 ? 0.3 : 1.0);
+    engine.log_request_times = flags.enabled("enable_request_time_stats_logging");
     engine.decode_log_interval = int32_t(flags.integer("decode_log_interval"));
     resolve_policy();
   }
@@ -305,10 +394,24 @@ struct Resolver {
                     : policy == "dfs-weight" ? engine::SchedulePolicy::kDfsWeight
                     : policy == "lof"        ? engine::SchedulePolicy::kLof
                                              : engine::SchedulePolicy::kFcfs;
-    if (policy == "priority") config.refusals.push_back("--schedule-policy priority");
+    resolve_priorities(policy);
     if (!engine.radix_cache && (policy == "lpm" || policy == "dfs-weight")) {
       engine.policy = engine::SchedulePolicy::kFcfs;
       warn("--schedule-policy {} needs the prefix cache: fcfs", policy);
+    }
+  }
+
+  void resolve_priorities(const std::string& policy) {
+    engine::EngineConfig& engine = config.engine;
+    engine.priority_scheduling = flags.enabled("enable_priority_scheduling") || policy == "priority";
+    engine.low_priority_values_first = flags.enabled("schedule_low_priority_values_first");
+    engine.preemption_threshold = int32_t(flags.integer("priority_scheduling_preemption_threshold"));
+    if (!engine.priority_scheduling) {
+      for (const char* field : {"schedule_low_priority_values_first", "priority_scheduling_preemption_threshold"}) {
+        if (flags.given(field)) fault("--{} needs --enable-priority-scheduling", dashed(field));
+      }
+    } else if (engine.policy != engine::SchedulePolicy::kFcfs && engine.policy != engine::SchedulePolicy::kLof) {
+      fault("--enable-priority-scheduling goes with --schedule-policy fcfs, lof or priority, got {}", policy);
     }
   }
 
@@ -404,7 +507,9 @@ json::Object describe(const ResolvedConfig& config) {
   derived["context_length"] = config.engine.context_length;
   derived["num_reserved_decode_tokens"] = config.engine.num_reserved_decode_tokens;
   derived["radix_cache"] = config.engine.radix_cache;
-  json::Array warnings, refusals;
+  json::Array warnings, refusals, missing;
+  for (const std::string& line : config.missing) missing.emplace_back(line);
+  derived["missing"] = std::move(missing);
   for (const std::string& line : config.warnings) warnings.emplace_back(line);
   for (const std::string& line : config.refusals) refusals.emplace_back(line);
   derived["warnings"] = std::move(warnings);

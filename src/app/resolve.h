@@ -2,12 +2,14 @@
 // Touches no device, NIC, port or free memory.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "app/environment.h"
 #include "app/flags.h"
 #include "engine/engine.h"
+#include "engine/expert_balancer.h"
 #include "kernels/context.h"
 #include "model/model.h"
 
@@ -21,8 +23,9 @@ struct ResolvedConfig {
   engine::EngineConfig engine;  // max_total_tokens and max_running_requests 0: decided by the memory plan
   int32_t attn_tp_size = 1, dp_size = 1, ep_size = 1;
   int32_t num_nodes = 1, node_rank = 0;
-  int32_t num_ranks = 1;         // of this node
-  model::ExpertOptions experts;  // of the whole group
+  int32_t num_ranks = 1;                                 // of this node
+  model::ExpertOptions experts;                          // of the whole group
+  std::optional<engine::ExpertBalancerConfig> balancer;  // absent: no routed experts
   int32_t max_dispatch_tokens_per_rank = 128;
   std::string ep_dispatch_algorithm;  // "" without redundant experts
   double mem_fraction_static = 0;     // 0: not given
@@ -30,8 +33,10 @@ struct ResolvedConfig {
   kernels::Backend backend = kernels::Backend::kCpu;
   kernels::Isa isa = kernels::Isa::kAvx2;
   bool isa_given = false;
-  std::vector<std::string> warnings;  // printed once at start
-  std::vector<std::string> refusals;  // valid, but not in this version: starting fails with these
+  device::DType kv_dtype = device::DType::kF32;  // f32 keeps the gap rule, bf16 halves the cache (decisions/0005)
+  std::vector<std::string> warnings;             // printed once at start
+  std::vector<std::string> refusals;             // valid, but not in this version: starting fails with these
+  std::vector<std::string> missing;  // files that are not here: starting fails with these, checking does not
 };
 
 struct ResolveOutcome {

@@ -18,7 +18,7 @@ namespace {
 using enum FlagKind;
 using enum FlagSupport;
 
-constexpr const char* kPolicies = "random|round_robin|cache_aware|power_of_two|po2";
+constexpr const char* kPolicies = "random|round_robin|cache_aware|power_of_two|po2|bucket";
 constexpr const char* kLevels = "debug|info|warning|warn|error|critical";
 
 constexpr Flag kFlags[] = {
@@ -41,9 +41,9 @@ constexpr Flag kFlags[] = {
      "between evictions of prompt texts"},
     {"--max-tree-size", kInt, "67108864", nullptr, kWorks, "bytes of prompt text remembered"},
     {"--max-payload-size", kInt, "536870912", nullptr, kWorks, "bytes of a request body; more gets 413"},
-    {"--dp-aware", kSwitch, nullptr, nullptr, kLater, "choose DP ranks"},
+    {"--dp-aware", kSwitch, nullptr, nullptr, kWorks, "choose the data-parallel rank with the fewest sequences"},
     {"--api-key", kString, nullptr, nullptr, kWorks, "asked of clients, and sent to the servers"},
-    {"--log-dir", kString, nullptr, nullptr, kLater, "log to files"},
+    {"--log-dir", kString, nullptr, nullptr, kWorks, "log to DIR/router_<date>.log, too; a file each day"},
     {"--log-level", kString, "info", kLevels, kWorks, "lowest level that is logged"},
     {"--log-interval", kInt, "5", nullptr, kHarmless, "there is no periodic line"},
     {"--prometheus-port", kInt, nullptr, nullptr, kWorks, "a second port for /metrics (it is on --port, too)"},
@@ -148,6 +148,7 @@ Result<router::RouterConfig> router_config(const FlagValues& flags) {
   if (flags.has("decode_policy")) {
     ASSIGN_OR_RETURN(config.decode_policy, router::parse_policy(flags.text("decode_policy")));
   }
+  config.dp_aware = flags.enabled("dp_aware");
   config.policy.cache_threshold = flags.number("cache_threshold");
   config.policy.balance_abs_threshold = size_t(std::max<int64_t>(0, flags.integer("balance_abs_threshold")));
   config.policy.balance_rel_threshold = flags.number("balance_rel_threshold");
@@ -263,6 +264,9 @@ int run(Args args, uint16_t default_port, bool mini) {
   if (!config) return fail(config.error().message);
 
   log::configure(level_of(flags.text("log_level")), false);
+  if (flags.has("log_dir")) {
+    if (Status kept = log::keep_daily_files(flags.text("log_dir"), "router"); !kept) return fail(kept.error().message);
+  }
   watch_signals();
   RouterProcess process;
   std::random_device device;

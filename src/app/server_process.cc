@@ -96,7 +96,7 @@ Status ProcessImpl::build() {
   RETURN_IF_ERROR(build_server(plan));
   ASSIGN_OR_RETURN(ranks_,
                    NodeRanks::create(config_, plan, {&clock_, &metrics_, num_threads_, nodes}, server_->engine_sink()));
-  server_->start(ranks_->door());
+  server_->start(ranks_->door(), ranks_->experts());
   return listen();
 }
 
@@ -146,6 +146,8 @@ Status ProcessImpl::build_server(const MemoryPlan& plan) {
   }
   server.allow_auto_truncate = flags.enabled("allow_auto_truncate");
   server.enable_metrics = flags.enabled("enable_metrics");
+  server.log_requests = flags.enabled("log_requests");
+  server.log_requests_level = int32_t(flags.integer("log_requests_level"));
   server.enable_cache_report = flags.enabled("enable_cache_report");
   server.skip_tokenizer_init = flags.enabled("skip_tokenizer_init");
   server.health_timeout = from_seconds(config_.environment.health_check_timeout_s);

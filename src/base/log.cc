@@ -1,5 +1,6 @@
 #include "base/log.h"
 
+#include <spdlog/sinks/daily_file_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
@@ -32,6 +33,17 @@ spdlog::level::level_enum spdlog_level(Level level) {
 void configure(Level level, bool milliseconds) {
   logger().set_level(spdlog_level(level));
   logger().set_pattern(milliseconds ? "[%Y-%m-%d %H:%M:%S.%e%v" : "[%Y-%m-%d %H:%M:%S%v");
+}
+
+Status keep_daily_files(const std::string& directory, const std::string& name) {
+  try {
+    auto sink = std::make_shared<spdlog::sinks::daily_file_sink_mt>(directory + "/" + name + ".log", 0, 0);
+    sink->set_pattern("[%Y-%m-%d %H:%M:%S%v");
+    logger().sinks().push_back(std::move(sink));
+  } catch (const std::exception& error) {
+    return invalid_input(fmt::format("log directory {}: {}", directory, error.what()));
+  }
+  return Ok{};
 }
 
 void write(Level level, std::string_view scope, std::string_view message) {

@@ -7,12 +7,18 @@
 #include <string>
 #include <string_view>
 
+#include "base/result.h"
+
 namespace tandem::log {
 
 enum class Level { kDebug, kInfo, kWarning, kError };
 
 // Where lines go and which are kept. Call before threads start. milliseconds: SGLANG_LOG_MS.
 void configure(Level level, bool milliseconds);
+
+// Lines go to DIR/NAME_YYYY-MM-DD.log, too; the directory is made. Call before threads start. Error: it cannot be
+// written.
+Status keep_daily_files(const std::string& directory, const std::string& name);
 
 // scope: "" or "DP0 TP0 EP0" (no brackets, no surrounding spaces).
 void write(Level level, std::string_view scope, std::string_view message);

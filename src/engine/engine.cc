@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "engine/expert_port.h"
 #include "engine/roles/combined_worker.h"
 #include "engine/roles/decode_worker.h"
 #include "engine/roles/prefill_worker.h"
@@ -25,6 +26,12 @@ constexpr size_t kCommandQueue = 65536;
 constexpr Duration kIdleWait = std::chrono::milliseconds(20);
 // Rows of input log-probabilities that one step computes at most, beside one row per running request.
 constexpr int64_t kInputLogprobRows = 128;
+
+// Into two halves with something to do each; a rank without tokens goes along with two empty ones.
+bool can_split(const Batch& batch) {
+  if (batch.empty()) return true;
+  return batch.kind() == parallel::StepKind::kDecode ? batch.entries().size() >= 2 : batch.num_tokens() >= 2;
+}
 
 using Worker = std::variant<std::monostate, CombinedWorker, PrefillWorker, DecodeWorker>;
 
@@ -156,6 +163,8 @@ bool RankEngine::step() {
     vote.num_sequences = uint32_t(batch_.entries().size());
     vote.kind = batch_.kind();
     vote.wants_shutdown = leaving_ ? 1 : 0;
+    vote.can_split = core_.config.two_batch_overlap && can_split(batch_) ? 1 : 0;
+    if (core_.parts.experts) vote.change_version = core_.parts.experts->staged();
     communicator.post_vote(vote, core_.now());
     vote_posted_ = true;
   }
@@ -169,6 +178,8 @@ bool RankEngine::step() {
   vote_posted_ = false;
   next_step_ += 1;
   left_ = decision.shutdown != 0;
+  // Between two steps, and on all ranks before the same one.
+  if (core_.parts.experts) core_.parts.experts->switch_staged(decision.change_version);
   if (left_ || decision.kind == parallel::StepKind::kNone) return false;
   run_batch(decision);
   return true;
@@ -194,12 +205,16 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
   model::ForwardBatch forward = batch_.forward_batch();
   forward.step = decision.step;
   forward.exchange_mode = exchange_mode(decision);
+  forward.two_batches = decision.two_batches != 0;
+  ExpertPort* const experts = core_.parts.experts;
+  if (experts) forward.expert_counts = experts->counts();
   with_worker([&](auto& worker) { worker.before_forward(batch_); });
   const Status done = core_.parts.model->forward(forward, *core_.parts.cache, [this](int32_t layer) {
     with_worker([&](auto& worker) { worker.layer_done(batch_, layer); });
   });
   if (!done) return lose_group(done.error().message);
   forward_steps_ += 1;
+  if (experts) experts->step_done(decision.step);
   if (batch_.empty()) return;  // an idle step: another rank had tokens
   sampler_.run(core_.parts.kernels, batch_);
   with_worker([&](auto& worker) { worker.after_step(batch_, sampler_); });

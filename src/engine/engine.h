@@ -28,6 +28,8 @@
 
 namespace tandem::engine {
 
+class ExpertPort;
+
 enum class Role : uint8_t { kCombined, kPrefill, kDecode };
 enum class SchedulePolicy : uint8_t { kFcfs, kLpm, kRandom, kDfsWeight, kLof };
 
@@ -42,8 +44,12 @@ struct EngineConfig {
   int32_t context_length = 0;
   bool radix_cache = true;  // always off on decode
   SchedulePolicy policy = SchedulePolicy::kFcfs;
+  bool priority_scheduling = false;        // requests of higher priority go first; first come, first served within one
+  bool low_priority_values_first = false;  // the lower value is the higher priority
+  int32_t preemption_threshold = 10;       // combined: a waiting request retracts running ones that much less urgent
   double schedule_conservativeness = 1.0;
   int32_t num_reserved_decode_tokens = 512;
+  bool two_batch_overlap = false;      // --enable-two-batch-overlap
   int32_t max_low_latency_tokens = 0;  // largest decode batch of a rank that the low-latency exchange takes; 0: never
   int32_t decode_log_interval = 40;
   Duration bootstrap_timeout = std::chrono::seconds(300);     // prefill: decode never asked
@@ -58,6 +64,7 @@ struct EngineConfig {
   int32_t dp_rank = 0;               // this rank's number among those with requests of their own; label of the metrics
   std::string log_scope;             // "" or "DP0 TP0 EP0"
   bool log_forward_iters = false;    // SGLANG_LOG_FORWARD_ITERS
+  bool log_request_times = false;    // a Req Time Stats line at the end of every request
   std::string model_name;            // label of the metrics: --served-model-name
 };
 Status validate(const EngineConfig& config);
@@ -73,6 +80,7 @@ struct EngineParts {
   kv::TransferPort* transfer = nullptr;  // null for combined servers
   parallel::Communicator* communicator = nullptr;
   profile::Metrics* metrics = nullptr;
+  ExpertPort* experts = nullptr;  // null: experts are neither counted nor moved
 };
 
 // Server -> engine.

@@ -66,6 +66,16 @@ std::vector<int32_t> shares_of_slots(const ExpertPlacement& placement, int32_t l
   return shares;
 }
 
+uint64_t layer_hash(const ExpertPlacement& placement, int32_t layer) {
+  uint64_t hash = 0xCBF29CE484222325;
+  const auto add = [&hash](int32_t value) {
+    for (int shift = 0; shift < 32; shift += 8) hash = (hash ^ ((uint32_t(value) >> shift) & 0xFF)) * 0x100000001B3;
+  };
+  for (int32_t expert : placement.layer(layer)) add(expert);
+  for (int32_t share : shares_of_slots(placement, layer)) add(share);
+  return hash;
+}
+
 ExpertPlacement trivial_placement(int32_t num_layers, int32_t num_logical, int32_t num_slots) {
   CHECK(num_logical > 0 && num_slots >= num_logical);
   ExpertPlacement placement{num_layers, num_logical, num_slots, {}, {}};

@@ -69,6 +69,10 @@ SlotsOfExperts slots_of_experts(const ExpertPlacement& placement, int32_t layer)
 // and what does not divide goes to the lowest slots, one part each.
 std::vector<int32_t> shares_of_slots(const ExpertPlacement& placement, int32_t layer);
 
+// Of one layer's experts and shares; empty shares hash as the equal ones that they stand for. For ranks to compare what
+// they hold. Source: FNV-1a, 64 bits.
+uint64_t layer_hash(const ExpertPlacement& placement, int32_t layer);
+
 // Slot i holds expert i mod num_logical, in every layer. REQUIRES num_slots >= num_logical.
 ExpertPlacement trivial_placement(int32_t num_layers, int32_t num_logical, int32_t num_slots);
 

@@ -25,7 +25,7 @@ struct MlaShape {
 // p % block_tokens) * row_width elements.
 struct PagedCache {
   void* base = nullptr;
-  device::DType dtype = device::DType::kBF16;  // act_dtype of the backend
+  device::DType dtype = device::DType::kBF16;  // or kF32
   int32_t block_tokens = 0;
   int32_t num_blocks = 0;
 };
@@ -62,7 +62,7 @@ void mla_write_cache(const Context& ctx, const MlaShape& shape, device::TensorVi
                      device::TensorView norm_weight, float epsilon, std::span<const int32_t> positions,
                      std::span<const int32_t> slots, const RopeTable& rope, const PagedCache& cache);
 
-// Rotates q's rope part and rounds:  q [T, heads, nope+rope] f32 -> q_out the same shape in ctx.act_dtype().
+// Rotates q's rope part:  q [T, heads, nope+rope] f32 -> q_out the same shape in ctx.act_dtype().
 void mla_rope_q(const Context& ctx, const MlaShape& shape, device::TensorView q, std::span<const int32_t> positions,
                 const RopeTable& rope, device::TensorView q_out);
 

@@ -29,9 +29,9 @@ struct Context {
   device::ThreadPool* pool = nullptr;
   device::Workspace* workspace = nullptr;
 
-  // Type of activations at the inputs of GEMMs and attention: f32 for ref, bf16 otherwise. Everything else
-  // (residual stream, router, softmax, combine, logits) is f32 everywhere.
-  device::DType act_dtype() const { return backend == Backend::kRef ? device::DType::kF32 : device::DType::kBF16; }
+  // Type of activations at the inputs of GEMMs and attention: f32 on the CPU, bf16 on kCuda. Everything else (residual
+  // stream, router, softmax, combine, logits) is f32 everywhere.
+  device::DType act_dtype() const { return backend == Backend::kCuda ? device::DType::kBF16 : device::DType::kF32; }
 };
 
 }  // namespace tandem::kernels

@@ -31,8 +31,8 @@ class WeightBytes {
 
 // What the bytes of a packed weight mean.
 // kRef: values [N, K] row-major in `dtype`; scales [N, segments].
-// kCpu: values in panels of 32 outputs, [ceil(N/32)][ceil(K/2)][32 outputs x 2 inputs], dtype kF8E4M3 (byte order:
-// cpu/leaf_gemm.inc) or kBF16; scales [panels][segments][scale_width]. Padding outputs and inputs are zero.
+// kCpu: values in panels of 32 outputs, kF8E4M3 [ceil(N/32)][2 ceil(K/2)][32] or kBF16 [ceil(N/32)][ceil(K/2)][32
+// outputs x 2 inputs]; scales [panels][segments][scale_width], times 2^8. Padding outputs and inputs are zero.
 // Segments cut K where the 128-blocks of the checkpoint do, in the view's own coordinates: within one segment an
 // output has one scale. bf16 and f32 have one segment and no scales.
 struct PackedForm {
@@ -40,10 +40,10 @@ struct PackedForm {
   Isa isa = Isa::kAvx2;
   device::DType dtype = device::DType::kF32;
   int64_t n = 0, k = 0;
-  std::vector<int32_t> segments;   // K begin of each segment, then K
-  std::vector<int32_t> pair_ends;  // kCpu: end of each segment in pairs of inputs
-  int64_t scale_width = 1;         // kCpu: 1 where every panel's outputs share their scales, else 32
+  std::vector<int32_t> segments;  // K begin of each segment, then K
+  int64_t scale_width = 1;        // kCpu: 1 where every panel's outputs share their scales, else 32
 
+  const int32_t* segment_ends() const { return segments.data() + 1; }
   int64_t num_segments() const { return int64_t(segments.size()) - 1; }
   bool operator==(const PackedForm&) const = default;
 };

@@ -201,6 +201,7 @@ Result<ModelConfig> read_config(ConfigReader& in) {
   check_experts(in, c);
   read_rope(in, c);
   read_quantization(in, c);
+  RETURN_IF_ERROR(in.status());  // a number that is out of range reads as 0, which is no divisor
   bool any_dense = false;
   for (int32_t layer = 0; layer < c.num_layers; ++layer) any_dense = any_dense || !c.is_moe_layer(layer);
   if (any_dense) c.intermediate_size = in.integer("intermediate_size", kDimension);

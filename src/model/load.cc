@@ -107,6 +107,7 @@ parallel::ExchangeShape exchange_shape(const ModelConfig& config, const LoadOpti
   shape.hidden = config.hidden_size;
   shape.dtype = kernels::Context{options.backend}.act_dtype();
   shape.max_tokens = options.limits.max_tokens;
+  shape.num_channels = options.experts.two_batches ? 2 : 1;
   shape.max_low_latency_tokens = std::min(options.experts.max_low_latency_tokens, options.limits.max_tokens);
   return shape;
 }
@@ -114,6 +115,7 @@ parallel::ExchangeShape exchange_shape(const ModelConfig& config, const LoadOpti
 Result<std::unique_ptr<Model>> load_model(const LoadOptions& options) {
   static const SystemClock clock;
   ASSIGN_OR_RETURN(const ModelConfig config, load_config(options.directory, options.config_overrides));
+  RETURN_IF_ERROR(check_limits(config, options));
   std::vector<RankOptions> ranks(1);
   ranks[0].num_threads = options.num_threads;
   ranks[0].clock = &clock;

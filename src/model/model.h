@@ -29,9 +29,12 @@ struct ForwardBatch {
   Phase phase = Phase::kPrefill;
   uint64_t step = 0;  // the group's; names exchanges in errors and seeds the choice among replicas
   parallel::ExchangeMode exchange_mode = parallel::ExchangeMode::kNormal;  // the same on all ranks
-  std::span<const int32_t> token_ids;                                      // [T]
-  std::span<const int32_t> positions;                                      // [T]
-  std::span<const int32_t> slots;  // [T] physical cache rows: block * block_tokens + offset
+  // Two halves take turns, so that rows of one travel while the other computes. The same on all ranks; needs an
+  // exchange of two channels.
+  bool two_batches = false;
+  std::span<const int32_t> token_ids;  // [T]
+  std::span<const int32_t> positions;  // [T]
+  std::span<const int32_t> slots;      // [T] physical cache rows: block * block_tokens + offset
   std::span<const kernels::SequenceSpan> sequences;
   std::span<const int32_t> logit_rows;  // rows of the batch whose logits are wanted, ascending
   float* logits = nullptr;              // out [logit_rows.size(), vocab_size] f32, caller's memory
@@ -66,6 +69,8 @@ struct ExpertOptions {
   experts::ExpertPlacement placement = {};  // no layers: trivial
   experts::DispatchAlgorithm dispatch = experts::DispatchAlgorithm::kStatic;
   int32_t spare_slots = 0;             // of each rank, to change the placement while serving
+  bool two_batches = false;            // steps may be split (two-batch overlap)
+  double two_batch_threshold = 0.48;   // share of the tokens that the smaller half of a prefill step must have
   int64_t max_low_latency_tokens = 0;  // of one rank in a low-latency dispatch
 };
 

@@ -27,17 +27,23 @@ StepDecision decide(std::span<const StepVote> votes) {
   decision.num_ranks = uint32_t(votes.size());
   decision.shutdown = 1;
   decision.sleep_ready = 1;
+  bool can_split = true, same_kind = true;
   decision.change_version = votes[0].change_version;
   for (const StepVote& vote : votes) {
     CHECK(vote.step == decision.step);
     if (strength(vote.kind) > strength(decision.kind)) decision.kind = vote.kind;
     decision.shutdown &= uint8_t(vote.wants_shutdown != 0);
     decision.sleep_ready &= uint8_t(vote.sleep_ready != 0);
+    can_split = can_split && vote.can_split != 0;
     decision.max_tokens = std::max(decision.max_tokens, vote.num_tokens);
     decision.total_tokens += vote.num_tokens;
     decision.sleep_ms = std::max(decision.sleep_ms, vote.sleep_ms);
     decision.change_version = std::min(decision.change_version, vote.change_version);
   }
+  for (const StepVote& vote : votes) {
+    same_kind = same_kind && (strength(vote.kind) == 0 || vote.kind == decision.kind);
+  }
+  decision.two_batches = uint8_t(can_split && same_kind && strength(decision.kind) > 0);
   return decision;
 }
 

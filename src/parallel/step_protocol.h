@@ -20,9 +20,9 @@ struct StepVote {
   uint32_t num_tokens = 0;  // tokens this rank would run
   uint32_t num_sequences = 0;
   StepKind kind = StepKind::kNone;
-  uint8_t wants_shutdown = 0;  // drained and ready to leave
-  uint8_t sleep_ready = 0;     // has taken over the slow-down below
-  uint8_t reserved = 0;
+  uint8_t wants_shutdown = 0;   // drained and ready to leave
+  uint8_t sleep_ready = 0;      // has taken over the slow-down below
+  uint8_t can_split = 0;        // its tokens, or none, can be cut into two batches
   uint32_t sleep_ms = 0;        // requested pause before each step (slow_down)
   uint32_t change_version = 0;  // newest pending change (placement, profile window) this rank has prepared
 };
@@ -33,8 +33,8 @@ struct StepDecision {
   StepKind kind = StepKind::kNone;  // strongest of the group: extend > decode > none (a vote for kIdle counts as none)
   uint8_t shutdown = 0;             // every rank wants it
   uint8_t sleep_ready = 0;          // every rank has taken over the slow-down below
-  uint8_t reserved = 0;
-  uint32_t max_tokens = 0;  // over ranks; sizes of padded exchanges
+  uint8_t two_batches = 0;          // every rank can split, and those with tokens run the same kind
+  uint32_t max_tokens = 0;          // over ranks; sizes of padded exchanges
   uint32_t total_tokens = 0;
   uint32_t sleep_ms = 0;        // largest request
   uint32_t change_version = 0;  // smallest prepared version: what may be switched before this step

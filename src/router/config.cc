@@ -13,8 +13,9 @@ Result<Policy> parse_policy(std::string_view name) {
   if (name == "round_robin") return Policy::kRoundRobin;
   if (name == "power_of_two" || name == "po2") return Policy::kPowerOfTwo;
   if (name == "cache_aware") return Policy::kCacheAware;
+  if (name == "bucket") return Policy::kBucket;
   return invalid_input(
-      fmt::format("policy '{}': one of random, round_robin, power_of_two, cache_aware is wanted", name));
+      fmt::format("policy '{}': one of random, round_robin, power_of_two, cache_aware, bucket is wanted", name));
 }
 
 const char* to_string(Policy policy) {
@@ -23,6 +24,7 @@ const char* to_string(Policy policy) {
     case Policy::kRoundRobin: return "round_robin";
     case Policy::kPowerOfTwo: return "power_of_two";
     case Policy::kCacheAware: return "cache_aware";
+    case Policy::kBucket: return "bucket";
   }
   return "?";
 }
@@ -54,6 +56,12 @@ Status RouterConfig::validate() const {
       return invalid_input(fmt::format("instance {} is {}, which does not fit a router that is {}", url.origin(),
                                        to_string(instance.role), disaggregated ? "disaggregated" : "not"));
     }
+  }
+  if (!disaggregated && policy.policy == Policy::kBucket) {
+    return invalid_input("policy bucket is for prefill servers, and this router has none");
+  }
+  if (disaggregated && decode_policy.value_or(policy.policy) == Policy::kBucket) {
+    return invalid_input("policy bucket is for the prefill side: give --prefill-policy bucket");
   }
   auto positive = [](double value, const char* name) -> Status {
     if (value > 0) return Ok{};

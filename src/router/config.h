@@ -13,9 +13,9 @@
 
 namespace tandem::router {
 
-enum class Policy { kRandom, kRoundRobin, kPowerOfTwo, kCacheAware };
-Result<Policy> parse_policy(
-    std::string_view name);  // "random", "round_robin", "power_of_two" (or "po2"), "cache_aware"
+enum class Policy { kRandom, kRoundRobin, kPowerOfTwo, kCacheAware, kBucket };  // kBucket: prefill only
+// "random", "round_robin", "power_of_two" (or "po2"), "cache_aware", "bucket"
+Result<Policy> parse_policy(std::string_view name);
 const char* to_string(Policy policy);
 
 enum class Role { kPrefill, kDecode, kPlain };   // kPlain: a combined server, when not disaggregated
@@ -68,6 +68,9 @@ struct RouterConfig {
   bool disaggregated = true;               // pairs of prefill and decode; otherwise plain instances
   PolicyConfig policy;                     // --policy and its thresholds
   std::optional<Policy> prefill_policy, decode_policy;
+  // The router chooses the data-parallel rank, too: the one with the fewest sequences. Disaggregated it does so by the
+  // room (room modulo ranks is the rank), otherwise by data_parallel_rank.
+  bool dp_aware = false;
   RetryConfig retry;
   BreakerConfig breaker;
   HealthConfig health;

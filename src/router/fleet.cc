@@ -63,7 +63,7 @@ std::vector<std::shared_ptr<Instance>> Fleet::candidates(Role role, const std::v
   return fresh.empty() ? all : fresh;
 }
 
-Pair Fleet::pick(std::string_view text, const std::vector<InstanceId>& avoid) {
+Pair Fleet::pick(RoutedPrompt prompt, const std::vector<InstanceId>& avoid) {
   auto values = [](const std::vector<std::shared_ptr<Instance>>& instances) {
     std::vector<Candidate> out;
     for (const auto& instance : instances) out.push_back({instance->id, instance->in_flight, instance->load});
@@ -75,12 +75,12 @@ Pair Fleet::pick(std::string_view text, const std::vector<InstanceId>& avoid) {
   const TimePoint now = clock.now();
   if (!config.disaggregated) {
     auto plain = candidates(Role::kPlain, avoid);
-    auto id = decode_picker.pick(values(plain), text, now);
+    auto id = decode_picker.pick(values(plain), prompt, now);
     return {nullptr, id ? by_id(plain, *id) : nullptr};
   }
   auto prefills = candidates(Role::kPrefill, avoid);
   auto decodes = candidates(Role::kDecode, avoid);
-  auto choice = pick_pair({prefill_picker, decode_picker}, values(prefills), values(decodes), text, now);
+  auto choice = pick_pair({prefill_picker, decode_picker}, values(prefills), values(decodes), prompt, now);
   if (!choice) return {};
   return {by_id(prefills, choice->prefill), by_id(decodes, choice->decode)};
 }

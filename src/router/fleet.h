@@ -41,7 +41,7 @@ struct Fleet {
   Fleet(net::EventLoop& l, RouterConfig c, const Clock& k, uint64_t seed, profile::Metrics& m);
 
   // An instance per role by the policies; those in `avoid` only if there is no other. Null members: none available.
-  Pair pick(std::string_view text, const std::vector<InstanceId>& avoid);
+  Pair pick(RoutedPrompt prompt, const std::vector<InstanceId>& avoid);
   bool ready() const;  // a healthy pair, or a healthy plain instance
   void update_health_gauges() const;
 

@@ -12,6 +12,7 @@
 #include "base/result.h"
 #include "router/circuit_breaker.h"
 #include "router/config.h"
+#include "router/rank_loads.h"
 
 namespace tandem::router {
 
@@ -34,6 +35,7 @@ struct Instance {
   int failures = 0, successes = 0;  // of health checks, in a row
   size_t in_flight = 0;
   std::optional<int64_t> load;  // tokens, as last polled
+  RankLoads ranks;              // with --dp-aware; empty until the instance has said how many it has
   TimePoint next_check{};
   bool check_running = false;
   CircuitBreaker breaker;

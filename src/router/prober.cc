@@ -1,5 +1,7 @@
 #include "router/prober.h"
 
+#include <algorithm>
+
 #include "base/json.h"
 #include "base/log.h"
 
@@ -21,6 +23,15 @@ std::optional<int64_t> total_tokens(std::string_view body) {
     sum += tokens;
   }
   return sum;
+}
+
+// Data-parallel ranks of an instance; 1: it does not say.
+size_t num_ranks(std::string_view body) {
+  constexpr uint64_t kMost = 4096;
+  auto document = json::Document::parse(body, "/get_server_info");
+  uint64_t ranks = 1;
+  if (!document || document->root()["dp_size"].get_uint64().get(ranks)) return 1;
+  return size_t(std::clamp<uint64_t>(ranks, 1, kMost));
 }
 
 }  // namespace
@@ -62,6 +73,7 @@ void Prober::checked(Instance& instance, const Reply& reply) {
   if (fleet_.table.note_check(instance, reply.ok(), fleet_.clock.now())) {
     if (instance.healthy) {
       log::info("instance={} role={} is healthy", instance.address.url, to_string(instance.address.role));
+      if (fleet_.config.dp_aware) ask_ranks(reply.instance);
     } else {
       log::warning("instance={} role={} is out: {}", instance.address.url, to_string(instance.address.role),
                    reply.failure.empty() ? "HTTP " + std::to_string(reply.status) : reply.failure);
@@ -69,6 +81,15 @@ void Prober::checked(Instance& instance, const Reply& reply) {
   }
   fleet_.metrics.set_health(instance);
   fleet_.update_health_gauges();
+}
+
+// An instance that comes back may be another process with other ranks.
+void Prober::ask_ranks(const std::shared_ptr<Instance>& instance) {
+  Question question;
+  question.path = "/get_server_info";
+  ask(fleet_, instance, std::move(question), [](Reply reply) {
+    if (reply.ok()) reply.instance->ranks.resize(num_ranks(reply.body));
+  });
 }
 
 void Prober::poll_loads() {

@@ -17,6 +17,7 @@ class Prober {
   void check(const std::shared_ptr<Instance>& instance);
   void checked(Instance& instance, const Reply& reply);
   void poll_loads();
+  void ask_ranks(const std::shared_ptr<Instance>& instance);
 
   Fleet& fleet_;
   const bool polls_loads_;

@@ -87,7 +87,7 @@ void Relay::attempt() {
   decode_ = {};
   held_.clear();
   merger_.reset();
-  const Pair pair = fleet_->pick(request_.routed.text, avoid_);
+  const Pair pair = fleet_->pick({request_.routed.text, request_.routed.prompt_bytes}, avoid_);
   if (!pair.decode) {
     fleet_->metrics.errors("no_available_servers").add();
     const char* wanted = fleet_->config.disaggregated ? "a healthy prefill and a healthy decode server are wanted"
@@ -97,11 +97,7 @@ void Relay::attempt() {
   }
   prefill_.instance = pair.prefill;
   decode_.instance = pair.decode;
-  std::string tail = "}";
-  if (has_prefill()) {
-    const auto rooms = draw_rooms(fleet_->random, request_.routed.batch_size.value_or(1));
-    tail = api::bootstrap_tail(request_.routed, pair.prefill->host, pair.prefill->address.bootstrap_port, rooms);
-  }
+  const std::string tail = tail_of_attempt();
   for (Leg* leg : {&prefill_, &decode_}) {
     if (!leg->instance) continue;
     ++leg->instance->in_flight;
@@ -116,6 +112,27 @@ void Relay::attempt() {
     request.connect_timeout = fleet_->config.connect_timeout;
     leg->call = fleet_->client->start(std::move(request), handlers(leg == &decode_));
   }
+}
+
+// What follows the client's fields: the rooms, or the rank of a plain server. With --dp-aware the decode side's ranks
+// are chosen here; a prefill server's ranks follow from the rooms.
+std::string Relay::tail_of_attempt() {
+  RankLoads& ranks = decode_.instance->ranks;
+  const bool chooses = ranks.num_ranks() > 1;
+  if (!has_prefill()) {
+    if (!chooses) return "}";
+    decode_.ranks.push_back(ranks.take());
+    return fmt::format("{}\"data_parallel_rank\":{}}}", request_.routed.is_empty_object ? "" : ",",
+                       decode_.ranks.back());
+  }
+  std::vector<uint64_t> rooms = draw_rooms(fleet_->random, request_.routed.batch_size.value_or(1));
+  for (uint64_t& room : rooms) {
+    if (!chooses) break;
+    decode_.ranks.push_back(ranks.take());
+    room = room_of_rank(room, decode_.ranks.back(), ranks.num_ranks());
+  }
+  const Instance& prefill = *prefill_.instance;
+  return api::bootstrap_tail(request_.routed, prefill.host, prefill.address.bootstrap_port, rooms);
 }
 
 net::ClientHandlers Relay::handlers(bool is_decode) {
@@ -366,6 +383,7 @@ void Relay::end_leg(Leg& leg, Outcome outcome) {
   leg.call->cancel();
   leg.call.reset();
   --leg.instance->in_flight;
+  for (const size_t rank : leg.ranks) leg.instance->ranks.give_back(rank);
   leg.instance->breaker.end(leg.trial, outcome, fleet_->clock.now());
 }
 

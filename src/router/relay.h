@@ -45,6 +45,7 @@ class Relay : public std::enable_shared_from_this<Relay> {
   struct Leg {
     std::shared_ptr<Instance> instance;
     std::shared_ptr<net::ClientCall> call;
+    std::vector<size_t> ranks;  // of the instance, one per sequence placed by this router (--dp-aware)
     bool trial = false;
     bool complete = false;
     int status = 0;
@@ -63,6 +64,7 @@ class Relay : public std::enable_shared_from_this<Relay> {
   };
 
   void attempt();
+  std::string tail_of_attempt();
   net::ClientHandlers handlers(bool is_decode);
   void on_headers(Leg& leg, int status, const net::Headers& headers);
   void on_prefill_body(std::string_view bytes);

@@ -40,6 +40,11 @@ constexpr Route kRoutes[] = {
     {"/metrics", kGet, get_metrics},
     {"/flush_cache", kGet | kPost, flush_cache},
     {"/abort_request", kPost, post_abort_request},
+    {"/start_expert_distribution_record", kGet | kPost, start_expert_recording},
+    {"/stop_expert_distribution_record", kGet | kPost, stop_expert_recording},
+    {"/dump_expert_distribution_record", kGet | kPost, dump_expert_recording},
+    {"/rebalance", kPost, post_rebalance},
+    {"/expert_placement", kGet, get_expert_placement},
 };
 
 const Route* find_route(std::string_view path) {

@@ -62,7 +62,9 @@ std::function<void(api::EngineEvent)> Server::engine_sink() {
   return [inbox = impl_->core->shared_inbox()](api::EngineEvent event) { inbox->push(std::move(event)); };
 }
 
-void Server::start(engine::EngineDoor& engine) { impl_->core->port().attach(engine); }
+void Server::start(engine::EngineDoor& engine, engine::ExpertBalancer* experts) {
+  impl_->core->port().attach(engine, experts);
+}
 void Server::drain() { impl_->core->drain(); }
 void Server::abort_all(const std::string& message) { impl_->core->fail_all(message); }
 size_t Server::active_requests() const { return impl_->core->active(); }

@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "engine/engine.h"
+#include "engine/expert_balancer.h"
 #include "net/event_loop.h"
 #include "net/http_server.h"
 #include "profile/metrics.h"
@@ -44,6 +45,8 @@ struct ServerConfig {
   bool allow_auto_truncate = false;
   bool enable_metrics = false;
   bool enable_cache_report = false;
+  bool log_requests = false;       // two lines per sequence, see core/request_log.h
+  int32_t log_requests_level = 2;  // 0 to 3
   bool skip_tokenizer_init = false;
   Duration health_timeout = std::chrono::seconds(20);    // without progress of the engine
   Duration control_timeout = std::chrono::seconds(600);  // /flush_cache: until the engine has answered
@@ -63,7 +66,7 @@ struct ServerParts {
   std::optional<text::ChatTemplate> chat_template;   // absent: chat is refused
 };
 
-// Wiring: create(); Engine::create(..., server->engine_sink()); server->start(*engine); HttpServer::listen(...,
+// Wiring: create(); Engine::create(..., server->engine_sink()); server->start(*engine, experts); HttpServer::listen(...,
 // server->handler()). Until start() every request but the plain information is answered 503. At the end: drain(), wait
 // for active_requests() == 0 (or abort_all() at the deadline), stop the engine, stop the loop, destroy the server.
 class Server {
@@ -80,8 +83,8 @@ class Server {
 
   // Called on the engine's thread; outlives the server. Enqueues; waits only while 2^18 events are unread.
   std::function<void(api::EngineEvent)> engine_sink();
-  // Before the loop runs, or on its thread. engine outlives the server's last request.
-  void start(engine::EngineDoor& engine);
+  // Before the loop runs, or on its thread. Both outlive the server's last request. experts null: one rank, or no experts.
+  void start(engine::EngineDoor& engine, engine::ExpertBalancer* experts);
 
   // Takes nothing new (503), /health turns 503, what runs goes on.
   void drain();

@@ -4,25 +4,10 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "text/unicode.h"
 #include "text/utf8.h"
 
 namespace tandem::text {
-namespace {
-
-// Unicode's White_Space: short, and settled since 2013.
-bool is_space(uint32_t c) {
-  return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
-}
-
-// Where the character that ends before `end` begins.
-size_t char_before(std::string_view text, size_t end) {
-  do --end;
-  while ((static_cast<unsigned char>(text[end]) & 0xC0) == 0x80);
-  return end;
-}
-
-}  // namespace
 
 AddedTokens::AddedTokens(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)) {
   for (size_t index = 0; index < tokens_.size(); ++index) {
@@ -40,7 +25,7 @@ AddedTokens::AddedTokens(std::vector<AddedToken> tokens) : tokens_(std::move(tok
         at = node;
       }
     }
-    nodes_[at].token = static_cast<int32_t>(index);
+    if (nodes_[at].token < 0) nodes_[at].token = static_cast<int32_t>(index);
     starts_[static_cast<unsigned char>(tokens_[index].content[0])] = true;
   }
   if (std::any_of(tokens_.begin(), tokens_.end(), [](const AddedToken& token) { return token.single_word; })) {
@@ -97,10 +82,10 @@ std::optional<AddedTokenMatch> AddedTokens::find(std::string_view text, size_t f
       begin = next_candidate(text, end);
       continue;
     }
-    while (token.lstrip && begin > from && is_space(char_at(text, char_before(text, begin)))) {
+    while (token.lstrip && begin > from && is_white_space(char_at(text, char_before(text, begin)))) {
       begin = char_before(text, begin);
     }
-    while (token.rstrip && end < text.size() && is_space(char_at(text, end))) {
+    while (token.rstrip && end < text.size() && is_white_space(char_at(text, end))) {
       end += char_length(static_cast<unsigned char>(text[end]));
     }
     return AddedTokenMatch{begin, end, token.id};

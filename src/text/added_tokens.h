@@ -17,7 +17,7 @@ struct AddedToken {
   int32_t id = -1;
   std::string content;  // not empty
   bool special = false;
-  bool normalized = false;   // looked for after the normalizer, hence after those that are not
+  bool normalized = false;   // looked for, itself normalized, after the normalizer; hence after those that are not
   bool lstrip = false;       // takes the white space on its left with it
   bool rstrip = false;       // and on its right
   bool single_word = false;  // counts only where no word character touches it
@@ -32,6 +32,7 @@ struct AddedTokenMatch {
 class AddedTokens {
  public:
   AddedTokens() = default;
+  // Of tokens with the same content the first counts.
   explicit AddedTokens(std::vector<AddedToken> tokens);
 
   // The first match in text that begins at or after from; text before from belongs to earlier matches. text: valid

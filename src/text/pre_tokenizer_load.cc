@@ -4,6 +4,8 @@
 #include <array>
 #include <utility>
 
+#include "text/pattern_load.h"
+
 namespace tandem::text {
 namespace {
 
@@ -13,22 +15,6 @@ using Behavior = PreTokenizer::Behavior;
 // GPT-2's pattern, which ByteLevel uses unless told otherwise (Radford et al. 2019, encoder.py).
 constexpr std::string_view kGpt2Pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-
-std::string quote_literal(std::string_view text) {
-  std::string out;
-  for (char c : text) {
-    bool letter = (c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'z') || (c & 0x80);
-    if (!letter) out += '\\';
-    out += c;
-  }
-  return out;
-}
-
-Result<Regex> compile(const JsonReader& json, std::string_view pattern) {
-  auto regex = Regex::compile(pattern);
-  if (!regex) return json.wrong("pattern", fmt::format("is not understood: {}", regex.error().message));
-  return regex;
-}
 
 Result<Behavior> parse_behavior(const JsonReader& json) {
   constexpr std::array<std::pair<std::string_view, Behavior>, 5> kNames = {{
@@ -48,15 +34,7 @@ Result<Step> parse_split(const JsonReader& json) {
   Step step;
   ASSIGN_OR_RETURN(step.behavior, parse_behavior(json));
   ASSIGN_OR_RETURN(step.invert, json.boolean("invert", false));
-  ASSIGN_OR_RETURN(JsonReader pattern, json.child("pattern"));
-  std::string regex;
-  if (pattern.find("Regex")) {
-    ASSIGN_OR_RETURN(regex, pattern.string("Regex"));
-  } else {
-    ASSIGN_OR_RETURN(std::string_view text, pattern.string("String"));
-    regex = quote_literal(text);
-  }
-  ASSIGN_OR_RETURN(step.regex, compile(json, regex));
+  ASSIGN_OR_RETURN(step.regex, parse_pattern(json));
   return step;
 }
 
@@ -64,7 +42,7 @@ Result<Step> parse_digits(const JsonReader& json) {
   ASSIGN_OR_RETURN(bool individual, json.boolean("individual_digits", false));
   Step step;
   step.behavior = individual ? Behavior::kIsolated : Behavior::kContiguous;
-  ASSIGN_OR_RETURN(step.regex, compile(json, R"(\p{N})"));
+  ASSIGN_OR_RETURN(step.regex, compile_pattern(json, R"(\p{N})"));
   return step;
 }
 
@@ -73,7 +51,7 @@ Result<Step> parse_byte_level(const JsonReader& json) {
   ASSIGN_OR_RETURN(step.add_prefix_space, json.boolean("add_prefix_space", true));
   ASSIGN_OR_RETURN(bool use_regex, json.boolean("use_regex", true));
   if (use_regex) {
-    ASSIGN_OR_RETURN(step.regex, compile(json, kGpt2Pattern));
+    ASSIGN_OR_RETURN(step.regex, compile_pattern(json, kGpt2Pattern));
   }
   // trim_offsets concerns positions in the text, which nothing here reports.
   return step;

@@ -98,6 +98,12 @@ Result<Regex> Regex::compile(std::string_view onig_pattern) {
   return regex;
 }
 
+size_t Regex::min_length() const {
+  uint32_t length = 0;
+  CHECK(pcre2_pattern_info(code_.get(), PCRE2_INFO_MINLENGTH, &length) == 0);
+  return length;
+}
+
 Matcher::Matcher(const Regex& regex)
     : regex_(&regex), data_(pcre2_match_data_create_from_pattern(regex.code_.get(), nullptr)) {
   CHECK(data_ != nullptr);

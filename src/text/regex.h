@@ -22,6 +22,8 @@ struct Match {
 class Regex {
  public:
   static Result<Regex> compile(std::string_view onig_pattern);
+  // No match has fewer characters than this (a lower bound).
+  size_t min_length() const;
 
  private:
   friend class Matcher;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <deque>
 #include <filesystem>
 
 #include "text/files.h"
@@ -15,7 +16,7 @@ namespace {
 class Encoder final : public WordSink {
  public:
   Encoder(const Tokenizer::Impl& impl, std::string_view text, std::vector<int32_t>& out)
-      : impl_(impl), text_(text), out_(out), scratch_(impl.pre_tokenizer.make_scratch()) {
+      : impl_(impl), text_(text), piece_(text), out_(out), scratch_(impl.pre_tokenizer.make_scratch()) {
     seen_.resize(std::bit_ceil(std::clamp<size_t>(text.size() / 8, 1, 8192)));
   }
 
@@ -43,9 +44,10 @@ class Encoder final : public WordSink {
     size_t begin = 0, count = 0;  // of its tokens in out_
   };
 
-  // A word with a space put before it does not live in the text.
+  // A word with a space put before it does not live as long as this object.
   bool inside(std::string_view bytes) const {
-    return std::less_equal<>{}(text_.data(), bytes.data()) && std::less<>{}(bytes.data(), text_.data() + text_.size());
+    return std::less_equal<>{}(piece_.data(), bytes.data()) &&
+           std::less<>{}(bytes.data(), piece_.data() + piece_.size());
   }
   void encode_word(std::string_view bytes) {
     if (impl_.ignore_merges) {
@@ -55,6 +57,8 @@ class Encoder final : public WordSink {
     impl_.bpe.encode(bytes, bpe_scratch_, out_);
   }
   void normalized(std::string_view text) {
+    if (text.empty()) return;
+    if (!impl_.normalizer.empty()) piece_ = text = kept_.emplace_back(impl_.normalizer.normalize(text));
     find_tokens(impl_.normalized_tokens, text,
                 [this](std::string_view gap) { impl_.pre_tokenizer.split(gap, scratch_, *this); });
   }
@@ -71,6 +75,8 @@ class Encoder final : public WordSink {
 
   const Tokenizer::Impl& impl_;
   std::string_view text_;
+  std::string_view piece_;        // what words are views of: the text, or the last of kept_
+  std::deque<std::string> kept_;  // normalized texts, for the words seen
   std::vector<int32_t>& out_;
   PreTokenizer::Scratch scratch_;
   Bpe::Scratch bpe_scratch_;

@@ -1,5 +1,5 @@
-// Tokenizer: byte-level BPE as in tokenizer.json (Hugging Face "tokenizers"), with its pre-tokenizer sequence, added
-// and special tokens and decoder. Immutable after load; encode and decode from any thread.
+// Tokenizer: byte-level BPE as in tokenizer.json (Hugging Face "tokenizers"), with its normalizer and pre-tokenizer
+// sequence, added and special tokens and decoder. Immutable after load; encode and decode from any thread.
 #pragma once
 
 #include <cstdint>

@@ -9,6 +9,7 @@
 #include "base/result.h"
 #include "text/added_tokens.h"
 #include "text/bpe.h"
+#include "text/normalizer.h"
 #include "text/pre_tokenizer.h"
 #include "text/tokenizer.h"
 
@@ -28,7 +29,8 @@ struct Tokenizer::Impl {
   bool ignore_merges = false;
   Bpe bpe;
   AddedTokens raw_tokens;         // looked for first
-  AddedTokens normalized_tokens;  // then in what is left
+  Normalizer normalizer;          // then each text between them passes here
+  AddedTokens normalized_tokens;  // then these are looked for, normalized themselves
   PreTokenizer pre_tokenizer;
   std::optional<int32_t> bos, eos;
 };

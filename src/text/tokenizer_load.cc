@@ -3,6 +3,7 @@
 #include <array>
 
 #include "text/json_reader.h"
+#include "text/normalizer_load.h"
 #include "text/pre_tokenizer_load.h"
 #include "text/tokenizer_impl.h"
 #include "text/utf8.h"
@@ -46,6 +47,7 @@ class Loader {
   Result<int32_t> merge_part(const StringIds& ids, std::string_view part, size_t rank) const;
   Status read_added_tokens();
   Status read_config(std::string_view text);
+  void index_added_tokens();
   Result<std::optional<int32_t>> config_token(const JsonReader& config, std::string_view key);
   void set_token(int32_t id, std::string_view spelled);
 
@@ -55,21 +57,6 @@ class Loader {
   std::vector<AddedToken> added_;
   std::optional<std::string> template_bos_;  // what TemplateProcessing puts before the text
 };
-
-// null, or a Sequence of nothing; anything else changes the text.
-Status require_empty_normalizer(const JsonReader& root) {
-  if (!root.find("normalizer")) return Ok{};
-  ASSIGN_OR_RETURN(JsonReader json, root.child("normalizer"));
-  ASSIGN_OR_RETURN(std::string_view type, json.string("type"));
-  if (type != "Sequence") return json.wrong("type", fmt::format("'{}' is not understood", type));
-  ASSIGN_OR_RETURN(simdjson::dom::array list, json.array("normalizers"));
-  for (simdjson::dom::element element : list) {
-    ASSIGN_OR_RETURN(JsonReader entry, JsonReader::object(element, root.file(), json.place("normalizers[0]")));
-    ASSIGN_OR_RETURN(std::string_view inner, entry.string("type"));
-    return entry.wrong("type", fmt::format("'{}' is not understood", inner));
-  }
-  return Ok{};
-}
 
 Status Loader::check_decoder(const JsonReader& json) {
   ASSIGN_OR_RETURN(std::string_view type, json.string("type"));
@@ -88,7 +75,6 @@ Status Loader::check_decoder(const JsonReader& json) {
 }
 
 Status Loader::check_components() {
-  RETURN_IF_ERROR(require_empty_normalizer(root_));
   for (std::string_view key : {"truncation", "padding"}) {
     if (root_.find(key)) return root_.wrong(key, "is not understood");
   }
@@ -312,9 +298,24 @@ Status Loader::read_config(std::string_view text) {
   return Ok{};
 }
 
+// What is normalized is looked for in normalized text, so its own content passes there too; special tokens come before
+// others that are then the same, and what becomes nothing is never found.
+void Loader::index_added_tokens() {
+  auto middle =
+      std::stable_partition(added_.begin(), added_.end(), [](const auto& token) { return !token.normalized; });
+  std::vector<AddedToken> normalized(middle, added_.end());
+  added_.erase(middle, added_.end());
+  impl_->raw_tokens = AddedTokens(std::move(added_));
+  for (AddedToken& token : normalized) token.content = impl_->normalizer.normalize(token.content);
+  std::erase_if(normalized, [](const AddedToken& token) { return token.content.empty(); });
+  std::stable_partition(normalized.begin(), normalized.end(), [](const auto& token) { return token.special; });
+  impl_->normalized_tokens = AddedTokens(std::move(normalized));
+}
+
 Result<std::unique_ptr<Tokenizer::Impl>> Loader::load(std::string_view config) {
   RETURN_IF_ERROR(check_components());
   RETURN_IF_ERROR(read_post_processor());
+  ASSIGN_OR_RETURN(impl_->normalizer, parse_normalizer(root_));
   ASSIGN_OR_RETURN(impl_->pre_tokenizer, parse_pre_tokenizer(root_));
   RETURN_IF_ERROR(read_model());
   RETURN_IF_ERROR(read_added_tokens());
@@ -322,11 +323,7 @@ Result<std::unique_ptr<Tokenizer::Impl>> Loader::load(std::string_view config) {
     return root_.wrong("post_processor", fmt::format("needs '{}', which is not in the vocabulary", *template_bos_));
   }
   RETURN_IF_ERROR(read_config(config));
-  auto middle =
-      std::stable_partition(added_.begin(), added_.end(), [](const auto& token) { return !token.normalized; });
-  impl_->normalized_tokens = AddedTokens(std::vector<AddedToken>(middle, added_.end()));
-  added_.erase(middle, added_.end());
-  impl_->raw_tokens = AddedTokens(std::move(added_));
+  index_added_tokens();
   return std::move(impl_);
 }
 

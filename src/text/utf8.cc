@@ -58,6 +58,12 @@ std::string to_valid_utf8(std::string_view bytes) {
   return out;
 }
 
+size_t char_before(std::string_view text, size_t end) {
+  do --end;
+  while ((static_cast<unsigned char>(text[end]) & 0xC0) == 0x80);
+  return end;
+}
+
 uint32_t char_at(std::string_view text, size_t at) {
   auto lead = static_cast<unsigned char>(text[at]);
   size_t length = char_length(lead);

@@ -20,6 +20,9 @@ std::string to_valid_utf8(std::string_view bytes);
 // Bytes of the character that starts with this lead byte of valid UTF-8: 1 to 4.
 inline size_t char_length(unsigned char lead) { return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4; }
 
+// Where the character that ends before `end` begins. text: valid UTF-8; end: not 0.
+size_t char_before(std::string_view text, size_t end);
+
 // The character at text[at...] of valid UTF-8.
 uint32_t char_at(std::string_view text, size_t at);
 

@@ -50,6 +50,7 @@ EngineEvent full_event() {
   event.prompt_tokens = 4;
   event.cached_tokens = 2;
   event.total_retractions = 1;
+  event.times = RequestTimes{0.5, std::nullopt, 0.25};
   event.finish = FinishReason{FinishKind::kStopText, 3, "stop", 5, "why", 503};
   return event;
 }

@@ -22,7 +22,7 @@ TEST(MemoryPlan, GivenTokensAreTakenAndTheLinesAddUp) {
   Result<MemoryPlan> plan = plan_memory(tiny({"--max-total-tokens", "1000", "--page-size", "16"}), 1, 4 * kGiB);
   ASSERT_TRUE(plan) << plan.error().message;
   EXPECT_EQ(plan->max_total_tokens, 992);  // whole pages
-  EXPECT_EQ(plan->kv_bytes, 992 * 6 * 160 * 2);
+  EXPECT_EQ(plan->kv_bytes, 992 * 6 * 160 * 4);
   EXPECT_EQ(plan->lines.size(), 5u);
 }
 

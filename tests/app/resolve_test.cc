@@ -51,7 +51,7 @@ TEST(Resolve, SeedPrefillOnThreeNodes) {
   EXPECT_EQ(config.attn_tp_size, 1);
   EXPECT_EQ(config.ep_size, 24);
   EXPECT_EQ(config.ep_dispatch_algorithm, "dynamic");
-  EXPECT_FALSE(config.refusals.empty());
+  EXPECT_TRUE(config.refusals.empty()) << joined(config.refusals);
   json::Object described = describe(config);
   EXPECT_EQ(described["derived"].as_object()["experts_per_rank"], 12);
 }
@@ -187,6 +187,11 @@ TEST(Resolve, AnExplicitDispatchLimitBelowTheDecodeBatchIsAFault) {
   EXPECT_NE(joined(outcome.faults).find("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK=64"), std::string::npos);
 }
 
+TEST(Resolve, TheCacheIsF32UnlessBf16IsAskedFor) {
+  EXPECT_EQ(resolve_line("--model-path " + kTiny).config.kv_dtype, device::DType::kF32);
+  EXPECT_EQ(resolve_line("--model-path " + kTiny + " --kv-cache-dtype bf16").config.kv_dtype, device::DType::kBF16);
+}
+
 TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
   for (const char* flags : {"--tp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE",
                             "--expert-distribution-recorder-mode stat", "--enable-two-batch-overlap",
@@ -203,6 +208,21 @@ TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
 TEST(Resolve, TheKeyIsNotPrinted) {
   ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " --api-key secret");
   EXPECT_EQ(json::dump(describe(outcome.config)).find("secret"), std::string::npos);
+}
+
+TEST(Resolve, PrioritiesNeedAnOrderThatTheyCanChange) {
+  const std::string model = "--model-path " + kTiny + " ";
+  ResolveOutcome plain =
+      resolve_line(model + "--enable-priority-scheduling --priority-scheduling-preemption-threshold 3");
+  EXPECT_TRUE(plain.faults.empty()) << joined(plain.faults);
+  EXPECT_TRUE(plain.config.refusals.empty()) << joined(plain.config.refusals);
+  EXPECT_TRUE(plain.config.engine.priority_scheduling);
+  EXPECT_EQ(plain.config.engine.preemption_threshold, 3);
+  EXPECT_TRUE(resolve_line(model + "--schedule-policy priority").config.engine.priority_scheduling);
+  EXPECT_FALSE(resolve_line(model).config.engine.priority_scheduling);
+  EXPECT_EQ(resolve_line(model + "--enable-priority-scheduling --schedule-policy lpm").faults.size(), 1u);
+  EXPECT_EQ(resolve_line(model + "--schedule-low-priority-values-first").faults.size(), 1u);
+  EXPECT_EQ(resolve_line(model + "--log-requests-level 4").faults.size(), 1u);
 }
 
 }  // namespace

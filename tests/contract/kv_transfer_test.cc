@@ -415,21 +415,21 @@ TEST_P(KvTransferContract, ConnectionsComeAndGo) {
 }
 
 TEST_P(KvTransferContract, AFrozenPeerIsLostByMissedHeartbeatsAndItsReadsEnd) {
-  const PeerId id = start_and_connect(milliseconds(200), 3);
+  const PeerId id = start_and_connect(milliseconds(500), 3);
   peer->freeze();
   const CopyRange range{0, 0, 1 << 20};
   transfer->post_read(1, id, {&range, 1});
   const TimePoint start = clock.now();
   ASSERT_TRUE(wait_for<PeerLost>());
-  EXPECT_GE(clock.now() - start, milliseconds(400));
+  EXPECT_GE(clock.now() - start, seconds(1));
   EXPECT_NE(nth<PeerLost>(events).reason.find("heartbeats"), std::string::npos) << nth<PeerLost>(events).reason;
   ASSERT_TRUE(wait_for<ReadFinished>());
   EXPECT_FALSE(nth<ReadFinished>(events).status);
 }
 
 TEST_P(KvTransferContract, AQuietLinkLivesOnHeartbeats) {
-  const PeerId id = start_and_connect(milliseconds(100), 10);
-  const TimePoint end = clock.now() + milliseconds(1700);  // without them it would be lost after 1.1 s
+  const PeerId id = start_and_connect(milliseconds(100), 20);
+  const TimePoint end = clock.now() + milliseconds(2500);  // without them it would be lost after 2.1 s
   ASSERT_TRUE(pump_until([&] { return clock.now() > end; }));
   EXPECT_EQ(count<PeerLost>(events), 0);
   transfer->send(id, "still there");

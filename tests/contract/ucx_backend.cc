@@ -69,9 +69,9 @@ class UcxBackend final : public Backend {
   }
   std::unique_ptr<EchoPeer> start_peer(const TransferOptions& options) override {
     const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(options.heartbeat_interval).count();
-    return std::make_unique<ProcessPeer>(std::vector<std::string>{"peer", "--echo-peer", std::to_string(options.port),
-                                                                  std::to_string(options.epoch), std::to_string(ms),
-                                                                  options.secret});
+    return std::make_unique<ProcessPeer>(
+        std::vector<std::string>{"peer", "--echo-peer", std::to_string(options.port), std::to_string(options.epoch),
+                                 std::to_string(ms), std::to_string(options.heartbeat_max_failures), options.secret});
   }
   std::unique_ptr<EchoPeer> start_reader(uint16_t port) override {
     return std::make_unique<ProcessPeer>(std::vector<std::string>{"peer", "--reader", std::to_string(port)});
@@ -83,7 +83,8 @@ int run_echo_peer(char** argv) {
   options.port = uint16_t(std::atoi(argv[2]));
   options.epoch = std::strtoull(argv[3], nullptr, 10);
   options.heartbeat_interval = std::chrono::milliseconds(std::atoi(argv[4]));
-  options.secret = argv[5];
+  options.heartbeat_max_failures = std::atoi(argv[5]);
+  options.secret = argv[6];
   std::vector<std::byte> memory(static_cast<size_t>(kEchoBytes));
   for (int64_t i = 0; i < kEchoBytes; ++i) memory[size_t(i)] = pattern(i);
   auto transfer = make_ucx_transfer(options, memory);
@@ -148,7 +149,7 @@ std::vector<BackendRow> backends() { return {{"Local", make_local_backend}, {"Uc
 }  // namespace tandem::kv
 
 int main(int argc, char** argv) {
-  if (argc == 6 && std::string_view(argv[1]) == "--echo-peer") return tandem::kv::run_echo_peer(argv);
+  if (argc == 7 && std::string_view(argv[1]) == "--echo-peer") return tandem::kv::run_echo_peer(argv);
   if (argc == 3 && std::string_view(argv[1]) == "--reader") return tandem::kv::run_reader(argv);
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();

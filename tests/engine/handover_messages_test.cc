@@ -109,9 +109,10 @@ TEST(HandoverMessages, MismatchNamesTheFieldAndBothValues) {
 }
 
 TEST(PromptDigest, DependsOnEveryIdAndItsPlace) {
-  EXPECT_NE(prompt_digest({1, 2, 3}), prompt_digest({1, 3, 2}));
-  EXPECT_NE(prompt_digest({1, 2, 3}), prompt_digest({1, 2}));
-  EXPECT_NE(prompt_digest({0}), prompt_digest({0, 0}));
+  const auto ids = [](std::vector<int32_t> list) { return list; };
+  EXPECT_NE(prompt_digest(ids({1, 2, 3})), prompt_digest(ids({1, 3, 2})));
+  EXPECT_NE(prompt_digest(ids({1, 2, 3})), prompt_digest(ids({1, 2})));
+  EXPECT_NE(prompt_digest(ids({0})), prompt_digest(ids({0, 0})));
 }
 
 }  // namespace

@@ -29,6 +29,20 @@ void expect_failed(const Answer& answer, const std::string& part) {
   EXPECT_NE(answer.finish->message.find(part), std::string::npos) << answer.finish->message;
 }
 
+// One more request through both sides: served, and everything is back afterwards.
+void serve(Pair& pair, uint64_t id, const std::vector<int32_t>& prompt, int32_t count) {
+  pair.submit(greedy_request(id, prompt, count), id);
+  pair.run_until_idle();
+  expect_served(pair, id, prompt, count);
+  pair.expect_baseline();
+}
+
+PairOptions in_small_chunks() {
+  PairOptions options;
+  options.prefill.chunked_prefill_size = 8;
+  return options;
+}
+
 TEST(Handover, DisaggregatedTokensEqualTheRuleAndBytesAreThePromptOnce) {
   Pair pair;
   const auto prompt = prompt_of(1, 30);
@@ -71,9 +85,7 @@ TEST(Handover, CachedPrefixIsHandedOverAndCounted) {
   const auto prompt = prompt_of(3, 42);
   pair.submit(greedy_request(1, prompt, 3), 1);
   pair.run_until_idle();
-  pair.submit(greedy_request(2, prompt, 3), 2);
-  pair.run_until_idle();
-  expect_served(pair, 2, prompt, 3);
+  serve(pair, 2, prompt, 3);
   EXPECT_EQ(pair.decode->rig.answers[2].cached_tokens, 40);
   EXPECT_EQ(pair.prefill->rig.answers[2].cached_tokens, 40);
   EXPECT_EQ(pair.prefill->rig.engine->snapshot().prompt_tokens_computed, 42u + 2u);
@@ -175,9 +187,7 @@ TEST(Handover, RequestWithoutRoomIsA400OnBothSides) {
 TEST(Handover, AbortOnEitherSideInEveryStateFreesBoth) {
   for (const bool on_prefill : {false, true}) {
     for (int turns = 0; turns < 16; ++turns) {
-      PairOptions options;
-      options.prefill.chunked_prefill_size = 8;
-      Pair pair(options);
+      Pair pair(in_small_chunks());
       const auto prompt = prompt_of(1, 30);
       pair.submit(greedy_request(1, prompt, 20), 1);
       for (int i = 0; i < turns; ++i) pair.turn();
@@ -188,18 +198,14 @@ TEST(Handover, AbortOnEitherSideInEveryStateFreesBoth) {
       ASSERT_TRUE(pair.prefill->rig.answers[1].finish.has_value()) << "turns " << turns;
       pair.expect_baseline();
       // And the next request is served.
-      pair.submit(greedy_request(2, prompt, 5), 2);
-      pair.run_until_idle();
-      expect_served(pair, 2, prompt, 5);
+      serve(pair, 2, prompt, 5);
     }
   }
 }
 
 TEST(Handover, PrefillLostInEveryStateFailsWhatItHeldAndItsSuccessorServes) {
   for (int turns = 0; turns < 16; ++turns) {
-    PairOptions options;
-    options.prefill.chunked_prefill_size = 8;
-    Pair pair(options);
+    Pair pair(in_small_chunks());
     const auto prompt = prompt_of(1, 30);
     pair.submit(greedy_request(1, prompt, 20), 1);
     for (int i = 0; i < turns; ++i) pair.turn();
@@ -208,17 +214,13 @@ TEST(Handover, PrefillLostInEveryStateFailsWhatItHeldAndItsSuccessorServes) {
     ASSERT_TRUE(pair.decode->rig.answers[1].finish.has_value()) << "turns " << turns;
     pair.expect_baseline();
     pair.start_prefill();
-    pair.submit(greedy_request(2, prompt, 5), 2);
-    pair.run_until_idle();
-    expect_served(pair, 2, prompt, 5);
-    pair.expect_baseline();
+    serve(pair, 2, prompt, 5);
   }
 }
 
 TEST(Handover, DecodeLostInEveryStateFreesPrefillAndItsSuccessorIsServed) {
   for (int turns = 1; turns < 16; ++turns) {
-    PairOptions options;
-    options.prefill.chunked_prefill_size = 8;
+    PairOptions options = in_small_chunks();
     options.prefill.bootstrap_timeout = std::chrono::milliseconds(20);
     Pair pair(options);
     const auto prompt = prompt_of(1, 30);
@@ -231,10 +233,7 @@ TEST(Handover, DecodeLostInEveryStateFreesPrefillAndItsSuccessorIsServed) {
     ASSERT_TRUE(pair.prefill->rig.answers[1].finish.has_value()) << "turns " << turns;
     pair.expect_baseline();
     pair.start_decode();
-    pair.submit(greedy_request(2, prompt, 5), 2);
-    pair.run_until_idle();
-    expect_served(pair, 2, prompt, 5);
-    pair.expect_baseline();
+    serve(pair, 2, prompt, 5);
   }
 }
 
@@ -260,10 +259,7 @@ TEST(Handover, FailedReadFailsTheRequestOnly) {
   pair.run_until_idle();
   expect_failed(pair.decode->rig.answers[1], "reading the prompt's cache failed");
   expect_failed(pair.prefill->rig.answers[1], "decode gave up");
-  pair.submit(greedy_request(2, prompt, 5), 2);
-  pair.run_until_idle();
-  expect_served(pair, 2, prompt, 5);
-  pair.expect_baseline();
+  serve(pair, 2, prompt, 5);
 }
 
 TEST(Handover, DamagedBytesAreCaughtByTheDigest) {

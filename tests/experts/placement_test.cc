@@ -28,6 +28,18 @@ TEST(Placement, FaultsAreNamed) {
   EXPECT_EQ(fault(bad), "the placement has 23 entries, 2 layers of 12 slots need 24");
 }
 
+TEST(Placement, M2_TheHashOfALayerSeesExpertsAndShares) {
+  ExpertPlacement placement = trivial_placement(2, 8, 12), same = placement, other = placement;
+  same.share.assign(24, kShareUnit / 2);
+  for (size_t slot : {4, 5, 6, 7, 16, 17, 18, 19}) same.share[slot] = kShareUnit;
+  EXPECT_EQ(layer_hash(placement, 1), layer_hash(same, 1));
+  same.share[0] += 1;
+  EXPECT_NE(layer_hash(placement, 0), layer_hash(same, 0));
+  std::swap(other.logical_of_slot[0], other.logical_of_slot[1]);
+  EXPECT_NE(layer_hash(placement, 0), layer_hash(other, 0));
+  EXPECT_EQ(layer_hash(placement, 1), layer_hash(other, 1));
+}
+
 TEST(Placement, SharesOfAnExpertAddUp) {
   ExpertPlacement placement = trivial_placement(1, 8, 12);
   placement.share.assign(12, kShareUnit);

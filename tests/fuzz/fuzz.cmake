@@ -1,26 +1,26 @@
 include_guard(GLOBAL)
 
 # tandem_fuzz(NAME SOURCES... [ROOMS rooms...])
-# A fuzz target: SOURCES define LLVMFuzzerTestOneInput. With TANDEM_FUZZ (and clang) it links libFuzzer, and the rooms
-# are instrumented; run it by hand: build/fuzz/tests/<folder>/NAME tests/data/corpus/NAME. Otherwise it replays its corpus
-# and seeded mutations of it, as a CTest entry labelled fuzz and asan.
+# A fuzz target: SOURCES define LLVMFuzzerTestOneInput. Under the fuzz preset (TANDEM_FUZZ, clang) it links libFuzzer and
+# the rooms are instrumented; tools/fuzz.sh runs all of them (the target fuzz_targets builds them). Otherwise it replays
+# its corpus and seeded mutations of it, as a CTest entry labelled fuzz and asan.
+add_custom_target(fuzz_targets)
+
 function(tandem_fuzz name)
   cmake_parse_arguments(FUZZ "" "" "SOURCES;ROOMS" ${ARGN})
   set(corpus ${PROJECT_SOURCE_DIR}/tests/data/corpus/${name})
   add_executable(${name} ${FUZZ_SOURCES})
   set_target_properties(${name} PROPERTIES UNITY_BUILD OFF)
   add_dependencies(asan_tests ${name})
+  add_dependencies(fuzz_targets ${name})
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
   target_compile_definitions(${name} PRIVATE TANDEM_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   foreach(room ${FUZZ_ROOMS})
     target_link_libraries(${name} PRIVATE tandem_${room})
   endforeach()
   if(TANDEM_FUZZ)
-    foreach(room ${FUZZ_ROOMS})
-      target_compile_options(tandem_${room} PRIVATE -fsanitize=fuzzer-no-link,address)
-    endforeach()
-    target_compile_options(${name} PRIVATE -fsanitize=fuzzer,address)
-    target_link_options(${name} PRIVATE -fsanitize=fuzzer,address)
+    set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/fuzz)
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
     add_test(NAME ${name} COMMAND ${name} -runs=2000 -max_len=65536 ${corpus})
   else()
     target_sources(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests/fuzz/replay_main.cc)

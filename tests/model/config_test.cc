@@ -196,6 +196,15 @@ TEST(ModelConfig, ChecksEveryNumber) {
   EXPECT_FALSE(parse_config("[]", "", "x"));
 }
 
+TEST(ModelConfig, AMoeLayerFrequencyOfZeroIsRefusedBeforeItDivides) {
+  // With no dense layer in front every layer is asked whether it is one of experts.
+  const std::string text =
+      R"({"architectures":["DeepseekV3ForCausalLM"],"n_routed_experts":2,"moe_layer_freq":0,"num_hidden_layers":2})";
+  const auto config = parse_config(text, "", "config.json");
+  ASSERT_FALSE(config);
+  EXPECT_EQ(config.error().code, ErrorCode::kInvalidInput);
+}
+
 TEST(ModelConfig, EveryRowOfTheRegistryParses) {
   for (const Architecture& architecture : architectures()) {
     const std::string overrides =

@@ -71,8 +71,14 @@ struct Steps {
         slots.push_back(s * 16 + i);
       }
     }
-    batch = {phase,        std::span(tokens).first(positions.size()), positions, slots, spans, rows, logits.data(),
-             counts.data()};
+    batch.phase = phase;
+    batch.token_ids = std::span(tokens).first(positions.size());
+    batch.positions = positions;
+    batch.slots = slots;
+    batch.sequences = spans;
+    batch.logit_rows = rows;
+    batch.logits = logits.data();
+    batch.expert_counts = counts.data();
   }
 };
 
@@ -174,7 +180,8 @@ TEST(PlanMemory, IsNearWhatLoadingTakes) {
   options.limits = {1024, 64, 64, 8192};
   const auto plan = plan_memory(*config, options);
   ASSERT_TRUE(plan) << plan.error().message;
-  EXPECT_NEAR(double(plan->weight_bytes + plan->expert_bytes), 674e9, 5e9);  // 671 G at a byte, the head at two, scales, kv_b twice
+  EXPECT_NEAR(double(plan->weight_bytes + plan->expert_bytes), 674e9,
+              5e9);  // 671 G at a byte, the head at two, scales, kv_b twice
   EXPECT_GT(plan->workspace_bytes, int64_t(1) << 28);
   EXPECT_LT(plan->workspace_bytes, int64_t(1) << 33);
 }

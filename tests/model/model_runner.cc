@@ -85,7 +85,7 @@ kv::KvLayout layout_of(const Model& model, const RunnerOptions& options) {
   kv::KvLayout layout;
   layout.num_layers = model.config().num_layers;
   layout.row_width = model.config().mla().row_width();
-  layout.dtype = options.backend == kernels::Backend::kRef ? device::DType::kF32 : device::DType::kBF16;
+  layout.dtype = options.kv_dtype;
   layout.block_tokens = options.block_tokens;
   layout.num_blocks = int32_t(2 * (options.max_context + options.max_sequences * 64) / options.block_tokens);
   return layout;
@@ -137,6 +137,9 @@ std::vector<float> Runner::step(Phase phase, std::span<const int> sequences,
   std::vector<float> logits(logit_rows.size() * size_t(model_.config().vocab_size));
   ForwardBatch batch;
   batch.phase = phase;
+  batch.step = steps_++;
+  batch.exchange_mode = exchange_mode;
+  batch.two_batches = two_batches;
   batch.token_ids = tokens;
   batch.positions = positions;
   batch.slots = slots;
@@ -170,6 +173,8 @@ std::vector<float> Runner::decode(std::span<const int> sequences, std::span<cons
 std::vector<float> Runner::prefill_batch(std::span<const int> sequences, const std::vector<std::vector<int32_t>>& ids) {
   return step(Phase::kPrefill, sequences, ids, false);
 }
+
+void Runner::idle() { step(Phase::kDecode, {}, {}, false); }
 
 int32_t argmax(std::span<const float> logits) {
   return int32_t(std::max_element(logits.begin(), logits.end()) - logits.begin());

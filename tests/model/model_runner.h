@@ -37,6 +37,7 @@ struct RunnerOptions {
   int64_t max_context = 4096;
   int64_t max_sequences = 32;
   int32_t block_tokens = 16;
+  device::DType kv_dtype = device::DType::kF32;
 };
 
 LoadOptions load_options(const RunnerOptions& options);
@@ -59,6 +60,11 @@ class Runner {
   // One prefill step over the given rows of several sequences at once; logits of each one's last row.
   std::vector<float> prefill_batch(std::span<const int> sequences, const std::vector<std::vector<int32_t>>& ids);
 
+  // A step without tokens: takes part in the exchanges of the group.
+  void idle();
+
+  parallel::ExchangeMode exchange_mode = parallel::ExchangeMode::kNormal;
+  bool two_batches = false;
   std::vector<int32_t>* expert_counts = nullptr;  // when set, added to
   std::vector<int32_t> layers_done;               // of the last step
   int32_t length(int sequence) const { return sequences_[size_t(sequence)].length; }
@@ -76,6 +82,7 @@ class Runner {
   kv::KvStorage cache_;
   std::vector<int32_t> free_blocks_;
   std::vector<Sequence> sequences_;
+  uint64_t steps_ = 0;
 };
 
 int32_t argmax(std::span<const float> logits);

@@ -215,14 +215,20 @@ TEST(HttpServer, EndsSlowSendersWith408AndSilentOnesWithoutAWord) {
   options.body_idle_timeout = 60ms;
   options.keep_alive_timeout = 60ms;
   ServerThread server(echo, options);
-  RawClient slow_header(server.port()), slow_body(server.port()), silent(server.port()), idle(server.port());
-  slow_header.say("GET / HTTP/1.1\r\nHos");
-  slow_body.say("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nabc");
-  idle.say("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
-  EXPECT_TRUE(slow_header.hear_all(5s).starts_with("HTTP/1.1 408 "));
-  EXPECT_TRUE(slow_body.hear_all(5s).starts_with("HTTP/1.1 408 "));
-  EXPECT_EQ(silent.hear_all(5s), "");
-  EXPECT_TRUE(idle.hear_all(5s).ends_with("[]"));
+  // Once more where the machine stands still between connecting and saying, as that counts as silence.
+  const auto answer_to = [&](std::string_view said) {
+    std::string answer;
+    EXPECT_TRUE(eventually([&] {
+      RawClient client(server.port());
+      if (client.say(said)) answer = client.hear_all(5s);
+      return !answer.empty();
+    }));
+    return answer;
+  };
+  EXPECT_TRUE(answer_to("GET / HTTP/1.1\r\nHos").starts_with("HTTP/1.1 408 "));
+  EXPECT_TRUE(answer_to("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nabc").starts_with("HTTP/1.1 408 "));
+  EXPECT_TRUE(answer_to("GET / HTTP/1.1\r\nHost: h\r\n\r\n").ends_with("[]"));
+  EXPECT_EQ(RawClient(server.port()).hear_all(5s), "");
   EXPECT_TRUE(eventually([&] { return server.server().open_connections() == 0; }));
 }
 

@@ -132,6 +132,45 @@ TEST(InstanceTable, OffersHealthyInstancesWhoseBreakerIsClosed) {
   EXPECT_TRUE(table.available(Role::kDecode, {}).empty());
 }
 
+// The whole recovery of an instance at the default pace: ten failures, a minute away, three trials, back.
+TEST(InstanceTable, ABrokenInstanceIsBackAfterAMinuteAndThreeTrials) {
+  ManualClock clock;
+  clock.advance(1h);
+  InstanceTable table({}, {});
+  auto broken = *table.add({"h:1", Role::kDecode, {}}, clock.now());
+  auto sound = *table.add({"h:2", Role::kDecode, {}}, clock.now());
+  for (auto& instance : {broken, sound}) table.note_check(*instance, true, clock.now());
+  const auto request = [&](Outcome outcome) {
+    broken->breaker.end(broken->breaker.begin(clock.now()), outcome, clock.now());
+  };
+  const auto available = [&] { return table.available(Role::kDecode, clock.now()).size(); };
+  for (int i = 0; i < 9; ++i, clock.advance(12s)) request(Outcome::kFailure);
+  EXPECT_EQ(available(), 2u) << "nine failures are not ten";
+  request(Outcome::kFailure);
+  EXPECT_EQ(available(), 1u) << "ten within two minutes";
+  for (int i = 0; i < 59; ++i) {  // good health checks alone do not bring it back: it fails requests
+    clock.advance(1s);
+    table.note_check(*broken, true, clock.now());
+    ASSERT_EQ(available(), 1u) << i;
+  }
+  clock.advance(1s);
+  EXPECT_EQ(available(), 2u) << "after a minute it may try";
+  request(Outcome::kSuccess);
+  request(Outcome::kSuccess);
+  EXPECT_EQ(broken->breaker.state(clock.now()), State::kHalfOpen);
+  request(Outcome::kSuccess);
+  EXPECT_EQ(broken->breaker.state(clock.now()), State::kClosed);
+  request(Outcome::kFailure);
+  EXPECT_EQ(available(), 2u) << "the old failures are forgotten";
+  // Killed and started again, it is back with its second good check, without the minute.
+  for (int i = 0; i < 9; ++i) request(Outcome::kFailure);
+  for (int i = 0; i < 3; ++i) table.note_check(*broken, false, clock.now());
+  EXPECT_EQ(available(), 1u);
+  table.note_check(*broken, true, clock.now());
+  table.note_check(*broken, true, clock.now());
+  EXPECT_EQ(available(), 2u);
+}
+
 TEST(Backoff, GrowsIsCappedAndJitters) {
   RetryConfig config;
   std::mt19937_64 random(1);

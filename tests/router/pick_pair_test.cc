@@ -214,5 +214,63 @@ TEST(PrefixIndex, AgreesWithAListOfTextsOverRandomOnes) {
   }
 }
 
+TEST(LengthBuckets, CutLengthsIntoRangesOfEqualWorkAndFollowWhatComes) {
+  LengthBuckets buckets;
+  EXPECT_FALSE(buckets.place(10, 2, kNow).has_value()) << "nothing is known yet";
+  for (int i = 0; i < 99; ++i) buckets.place(10, 2, kNow);
+  for (int i = 0; i < 10; ++i) buckets.place(100, 2, kNow);
+  const TimePoint later = kNow + 5s;
+  EXPECT_EQ(buckets.place(10, 2, later), 0u) << "a hundred short ones are as much as ten long ones";
+  EXPECT_EQ(buckets.place(100, 2, later), 1u);
+  EXPECT_EQ(buckets.place(99, 2, later), 0u);
+  EXPECT_EQ(buckets.place(5000, 2, later), 1u) << "the last range has no end";
+  for (int i = 0; i < 4096; ++i) buckets.place(i % 2 ? 1000 : 3000, 2, later);
+  EXPECT_EQ(buckets.place(1000, 2, later + 4s), 1u) << "adjusted every five seconds only";
+  EXPECT_EQ(buckets.place(1000, 2, later + 5s), 0u);
+  EXPECT_EQ(buckets.place(3000, 2, later + 5s), 1u);
+  EXPECT_LT(*buckets.place(1, 3, later + 5s), 3u) << "another number of instances is another division at once";
+  EXPECT_EQ(buckets.place(3000, 1, later + 5s), 0u);
+}
+
+TEST(Picker, BucketSendsLongPromptsElsewhereUntilLoadsDiffer) {
+  Picker bucket = picker(Policy::kBucket);
+  const auto even = candidates({0, 0});
+  for (int i = 0; i < 50; ++i) {
+    bucket.pick(even, {"", 100}, kNow);
+    bucket.pick(even, {"", 10000}, kNow);
+  }
+  const TimePoint later = kNow + 5s;
+  EXPECT_EQ(bucket.pick(even, {"", 100}, later), InstanceId{1});
+  EXPECT_EQ(bucket.pick(even, {"", 10000}, later), InstanceId{2});
+  EXPECT_EQ(bucket.pick(candidates({0, 200}), {"", 10000}, later), InstanceId{1}) << "load goes before length";
+}
+
+TEST(RankLoads, TakesTheRankWithTheFewestAndSurvivesAnotherNumberOfRanks) {
+  RankLoads ranks;
+  EXPECT_EQ(ranks.num_ranks(), 0u);
+  ranks.resize(3);
+  EXPECT_EQ(ranks.take(), 0u);
+  EXPECT_EQ(ranks.take(), 1u);
+  EXPECT_EQ(ranks.take(), 2u);
+  ranks.give_back(1);
+  EXPECT_EQ(ranks.take(), 1u);
+  ranks.resize(1);
+  ranks.give_back(2);
+  EXPECT_EQ(ranks.loads(), std::vector<size_t>{1});
+}
+
+TEST(Rooms, OfARankAreInRangeAndLeaveItAsRemainder) {
+  constexpr uint64_t kLast = (uint64_t(1) << 63) - 1;
+  for (const uint64_t room : {uint64_t(0), uint64_t(5), uint64_t(1) << 40, kLast - 1, kLast}) {
+    for (const size_t ranks : {1, 2, 3, 7, 72}) {
+      for (size_t rank = 0; rank < ranks; ++rank) {
+        const uint64_t chosen = room_of_rank(room, rank, ranks);
+        EXPECT_EQ(chosen % ranks, rank);
+        EXPECT_LE(chosen, kLast);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tandem::router

@@ -70,7 +70,7 @@ class Fixture {
     server_ = std::move(made).value();
     engine_ = std::make_unique<FakeEngine>(server_->engine_sink());
     loop_.on_loop([&] {
-      if (started) server_->start(*engine_);
+      if (started) server_->start(*engine_, nullptr);
       auto listening = net::HttpServer::listen(loop_.loop(), std::move(options), server_->handler());
       CHECK(listening.has_value());
       http_ = std::move(listening).value();

@@ -1,5 +1,7 @@
 #include "engine/roles/combined_worker.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 
 namespace tandem::engine {
@@ -24,15 +26,25 @@ void CombinedWorker::submit(api::EngineRequest input) {
   const bool is_dropped_probe = input.is_health_check && busy;
   Request* request = core_.admit(std::move(input), scheduler::LifeKind::kCombined);
   if (request == nullptr) return;
-  const EngineConfig& config = core_.config;
   if (is_dropped_probe) {
     core_.end(*request, finished_by_length(0));
-  } else if (config.max_queued_requests > 0 && int64_t(prefill_.num_waiting()) >= config.max_queued_requests) {
+  } else if (!make_queue_place(*request)) {
     core_.end(*request, aborted("The request queue is full.", 503));
   } else {
     advance(request->life, RequestState::kWaiting, core_.now());
     prefill_.push(*request);
   }
+}
+
+// Whether the newcomer may wait; in a full queue the least urgent request makes place for a more urgent one.
+bool CombinedWorker::make_queue_place(const Request& newcomer) {
+  const int32_t limit = core_.config.max_queued_requests;
+  if (limit <= 0 || int64_t(prefill_.num_waiting()) < limit) return true;
+  Request* last = prefill_.last_waiting();
+  if (core_.urgency(newcomer) <= core_.urgency(*last)) return false;
+  core_.end(*last, aborted("The request is aborted by a higher priority request.", 503));
+  prefill_.forget_ended();
+  return true;
 }
 
 void CombinedWorker::cancel(Request& request, const CancelCommand& command) {
@@ -47,6 +59,33 @@ void CombinedWorker::retract(Request& request) {
   prefill_.push_front(request);
 }
 
+// When the most urgent waiting request finds no slot or no blocks, running requests that are less urgent by more than
+// the threshold give way, the least urgent and youngest first, if that gets it in at all.
+void CombinedWorker::preempt() {
+  Request* first = prefill_.first_waiting();
+  if (!core_.config.priority_scheduling || first == nullptr || prefill_.num_cut() > 0) return;
+  std::vector<Request*> less_urgent;
+  for (Request* request : running_.requests()) {
+    if (core_.urgency(*first) - core_.urgency(*request) > core_.config.preemption_threshold) {
+      less_urgent.push_back(request);
+    }
+  }
+  std::ranges::sort(less_urgent, [this](const Request* a, const Request* b) {
+    const int64_t urgency_a = core_.urgency(*a), urgency_b = core_.urgency(*b);
+    return urgency_a != urgency_b ? urgency_a < urgency_b : a->arrival > b->arrival;
+  });
+  int64_t slots = core_.config.max_running_requests - running_.size(), blocks = core_.available_blocks();
+  const int64_t wanted = prefill_.blocks_to_start(*first);
+  size_t count = 0;
+  for (; (slots < 1 || blocks < wanted) && count < less_urgent.size(); ++count) {
+    slots += 1;
+    blocks += int64_t(less_urgent[count]->block_table.size());
+  }
+  if (slots < 1 || blocks < wanted) return;
+  for (size_t i = 0; i < count; ++i) retract(*less_urgent[i]);
+  running_.forget_ended();
+}
+
 LoadFigures CombinedWorker::load() const {
   LoadFigures load;
   load.running = running_.size();
@@ -57,6 +96,7 @@ LoadFigures CombinedWorker::load() const {
 }
 
 void CombinedWorker::form(Batch& batch) {
+  preempt();
   const LoadFigures before = load();
   const int32_t free_slots = core_.config.max_running_requests - running_.size() - prefill_.num_cut();
   if (prefill_.has_work()) {

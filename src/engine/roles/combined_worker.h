@@ -18,7 +18,9 @@ class CombinedWorker {
   bool take_reports() { return false; }  // no transfer side
   void tick() {}                         // deadlines, admission
   void form(Batch& batch);               // the next step of this rank; may stay empty
-  void before_forward(const Batch&) {}
+  void before_forward(const Batch& batch) {
+    if (batch.kind() == parallel::StepKind::kExtend) prefill_.before_forward(batch);
+  }
   void layer_done(const Batch&, int32_t) {}
   void after_step(const Batch& batch, const Sampler& sampler);
   void forget_ended();
@@ -28,6 +30,8 @@ class CombinedWorker {
 
  private:
   void retract(Request& request);
+  bool make_queue_place(const Request& newcomer);
+  void preempt();
   void after_prefill(const Batch& batch, const Sampler& sampler);
   Core& core_;
   PrefillQueue prefill_;

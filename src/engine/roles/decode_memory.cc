@@ -107,10 +107,11 @@ const PrefillPeer* DecodeWorker::find_source(Request& request) {
 void DecodeWorker::ask(Request& request, const PrefillPeer& peer) {
   SinkHandover& sink = *request.sink;
   advance(request.life, RequestState::kReserved, core_.now());
+  sink.peer_ready_at = std::max(peer.ready_at, request.life.when(RequestState::kPreparing));
   sink.deadline = core_.now() + core_.config.waiting_timeout;
   receiving_.push_back(&request);
   outbox_.send(*peer.id, api::HandoverWant{sink.room, sink.tag, uint32_t(request.prompt_tokens),
-                                           api::prompt_digest(request.input.input_ids)});
+                                           api::prompt_digest(request.prompt())});
 }
 
 void DecodeWorker::start_arrived() {

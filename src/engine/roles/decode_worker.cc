@@ -51,35 +51,25 @@ DecodeWorker::DecodeWorker(Core& core)
 
 void DecodeWorker::submit(api::EngineRequest input) {
   const bool busy = running_.size() > 0 || !receiving_.empty() || !arrived_.empty();
-  const bool is_dropped_probe = input.is_health_check && busy;
-  Request* request = core_.admit(std::move(input), scheduler::LifeKind::kDecode);
+  const auto [request, is_fake, room] =
+      admit_disaggregated(core_, std::move(input), scheduler::LifeKind::kDecode, rooms_, busy);
   if (request == nullptr) return;
-  const auto& bootstrap = request->input.bootstrap;
-  const bool is_fake = core_.config.fake_transfer || (bootstrap && bootstrap->is_fake());
-  if (!is_fake && (!bootstrap || !bootstrap->room)) {
-    return core_.end(*request,
-                     aborted("Invalid request: Disaggregated request received without boostrap room id.", 400));
-  }
-  if (is_dropped_probe) return core_.end(*request, finished_by_length(0));
   request->sink = std::make_unique<SinkHandover>();
   SinkHandover& sink = *request->sink;
   sink.tag = request->id().value;
   sink.is_fake = is_fake;
-  if (!sink.is_fake) {
-    sink.room = *bootstrap->room;
-    if (rooms_.contains(sink.room)) {
-      request->sink.reset();
-      return core_.end(*request, aborted(fmt::format("bootstrap_room {} is already in use", *bootstrap->room), 400));
-    }
-    rooms_[sink.room] = request;
-    sink.host = bootstrap->host;
-    sink.port = bootstrap->port.value_or(core_.config.default_bootstrap_port);
+  if (!is_fake) {
+    rooms_[room] = request;
+    sink.room = room;
+    const api::BootstrapInfo& bootstrap = *request->input.bootstrap;
+    sink.host = bootstrap.host;
+    sink.port = bootstrap.port.value_or(core_.config.default_bootstrap_port);
     sink.address = PrefillPeers::address_of(sink.host, sink.port);
     sink.wants_digest = is_sampled(sink.room, core_.config.digest_sample_rate);
     peers_.want(sink.host, sink.port, core_.now());
   }
   advance(request->life, RequestState::kPreparing, core_.now());
-  preparing_.push_back(request);
+  core_.enqueue(preparing_, *request);
 }
 
 void DecodeWorker::cancel(Request& request, const CancelCommand& command) {
@@ -96,7 +86,7 @@ bool DecodeWorker::take_reports() {
       read_finished(*finished);
       continue;
     }
-    const PeerNews news = peers_.take(*next);
+    const PeerNews news = peers_.take(*next, core_.now());
     if (const auto* gone = std::get_if<PeerGone>(&news)) lose_peer(*gone);
     if (const auto* says = std::get_if<PeerSays>(&news)) {
       std::visit([&](const auto& message) { handle(says->address, message); }, says->message);
@@ -281,7 +271,7 @@ void DecodeWorker::arrive(Request& request, int32_t first_token, const std::opti
     return core_.end(request, std::move(*ending), std::move(event));
   }
   core_.emit(request, std::move(event));
-  arrived_.push_back(&request);
+  core_.enqueue(arrived_, request);
 }
 
 void DecodeWorker::lose_peer(const PeerGone& gone) {

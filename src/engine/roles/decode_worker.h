@@ -13,6 +13,7 @@
 #include <unordered_map>
 
 #include "api/handover.h"
+#include "engine/roles/admission.h"
 #include "engine/roles/outbox.h"
 #include "engine/roles/prefill_peers.h"
 #include "engine/roles/reporter.h"
@@ -36,6 +37,7 @@ struct SinkHandover {
   bool confirm_sent = false, wants_digest = false;
   bool settled = false;  // acknowledged: prefill needs no abort any more
   TimePoint deadline{};
+  TimePoint peer_ready_at{};  // since when only blocks were waited for; zero: it still waits
 };
 
 class DecodeWorker {
@@ -94,9 +96,9 @@ class DecodeWorker {
   PrefillPeers peers_;
   RunningSet running_;
   Reporter reporter_;
-  std::unordered_map<uint64_t, Request*> rooms_;  // from submit to the end
-  std::deque<Request*> preparing_;                // first come, first served
-  std::vector<Request*> receiving_;               // kReserved, kReceiving
+  RoomTable rooms_;                  // from submit to the end
+  std::deque<Request*> preparing_;   // first come, first served
+  std::vector<Request*> receiving_;  // kReserved, kReceiving
   std::deque<Request*> arrived_;
   std::deque<Request*> retracted_;
   std::vector<Request*> to_post_;  // scratch: have unposted ranges

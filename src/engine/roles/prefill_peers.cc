@@ -62,7 +62,7 @@ PeerGone PrefillPeers::drop(PrefillPeer& peer, std::string reason) {
   return gone;
 }
 
-PeerNews PrefillPeers::take(const kv::TransferReport& report) {
+PeerNews PrefillPeers::take(const kv::TransferReport& report, TimePoint now) {
   if (const auto* started = std::get_if<kv::ConnectStarted>(&report)) {
     for (auto& [address, peer] : by_address_) {
       if (peer.connect_id != started->connect_id) continue;
@@ -89,12 +89,12 @@ PeerNews PrefillPeers::take(const kv::TransferReport& report) {
   if (const auto* message = std::get_if<kv::PeerMessage>(&report)) {
     PrefillPeer* peer = find(message->peer);
     if (peer == nullptr) return {};
-    return receive(*peer, message->bytes);
+    return receive(*peer, message->bytes, now);
   }
   return {};
 }
 
-PeerNews PrefillPeers::receive(PrefillPeer& peer, const std::string& bytes) {
+PeerNews PrefillPeers::receive(PrefillPeer& peer, const std::string& bytes, TimePoint now) {
   Result<api::HandoverEnvelope> decoded = api::decode_handover(bytes);
   if (!decoded) return drop(peer, decoded.error().message);
   if (decoded->epoch != peer.epoch) {
@@ -112,6 +112,7 @@ PeerNews PrefillPeers::receive(PrefillPeer& peer, const std::string& bytes) {
     return drop(peer, "handshake refused: " + same.error().message);
   }
   peer.state = PrefillPeer::State::kReady;
+  peer.ready_at = now;
   peer.num_blocks = int32_t(reply->num_blocks);
   peer.ranks = reply->ranks;
   for (const api::HandoverAbort& farewell : std::exchange(peer.farewells, {})) outbox_.send(*peer.id, farewell);

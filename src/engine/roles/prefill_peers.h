@@ -24,6 +24,7 @@ struct PrefillPeer {
   int32_t num_blocks = 0;
   std::vector<api::RankAddress> ranks;        // of the server; empty: it has one rank
   TimePoint deadline{};                       // of connecting and greeting
+  TimePoint ready_at{};                       // when the handshake was done
   std::vector<api::HandoverAbort> farewells;  // rooms given up before the handshake was done
 };
 
@@ -48,13 +49,13 @@ class PrefillPeers {
   bool knows(const std::string& address) const { return by_address_.contains(address); }
   // Tells the address that a room is given up, now or once the handshake is done.
   void give_up(const std::string& address, api::HandoverAbort abort);
-  PeerNews take(const kv::TransferReport& report);
+  PeerNews take(const kv::TransferReport& report, TimePoint now);
   // Connections and handshakes that took too long.
   std::vector<PeerGone> expire(TimePoint now);
   static std::string address_of(const std::string& host, uint16_t port);
 
  private:
-  PeerNews receive(PrefillPeer& peer, const std::string& bytes);
+  PeerNews receive(PrefillPeer& peer, const std::string& bytes, TimePoint now);
   PeerGone drop(PrefillPeer& peer, std::string reason);
   PrefillPeer* find(PeerId id);
 

@@ -17,8 +17,13 @@ constexpr size_t kMaxOrdered = 128;
 
 }  // namespace
 
-void PrefillQueue::push(Request& request) { waiting_.push_back(&request); }
-void PrefillQueue::push_front(Request& request) { waiting_.push_front(&request); }
+void PrefillQueue::push(Request& request) { core_.enqueue(waiting_, request); }
+void PrefillQueue::push_front(Request& request) { core_.enqueue(waiting_, request, true); }
+
+int64_t PrefillQueue::blocks_to_start(const Request& request) const {
+  const scheduler::PrefillCandidate wanted = candidate(request);
+  return int64_t(wanted.blocks_needed) + wanted.growth_blocks + wanted.pinned_blocks;
+}
 
 int64_t PrefillQueue::waiting_tokens() const {
   int64_t tokens = 0;
@@ -74,7 +79,9 @@ std::vector<size_t> PrefillQueue::order() {
   scheduler::WaitingOrder order = scheduler::WaitingOrder::kLof;
   if (config.policy == SchedulePolicy::kLpm) order = scheduler::WaitingOrder::kLpm;
   if (config.policy == SchedulePolicy::kRandom) order = scheduler::WaitingOrder::kRandom;
-  return order_waiting(order, ranks, config.seed + orders_++);
+  std::vector<size_t> ordered = order_waiting(order, ranks, config.seed + orders_++);
+  std::ranges::stable_sort(ordered, std::greater<>(), [this](size_t i) { return core_.urgency(*waiting_[i]); });
+  return ordered;
 }
 
 void PrefillQueue::start(Request& request, Formed& formed) {
@@ -147,12 +154,19 @@ PrefillQueue::Formed PrefillQueue::form(Batch& batch, int32_t free_slots, int64_
   return formed;
 }
 
+void PrefillQueue::before_forward(const Batch& batch) {
+  for (const BatchEntry& entry : batch.entries()) {
+    if (entry.request->launched_at == TimePoint{}) entry.request->launched_at = core_.now();
+  }
+}
+
 void PrefillQueue::after_forward(const Batch& batch) {
   for (const BatchEntry& entry : batch.entries()) {
     Request& request = *entry.request;
     request.kv_tokens = entry.end_token();
     core_.prompt_tokens_computed += uint64_t(entry.num_tokens);
     const bool complete = request.kv_tokens == request.num_tokens();
+    if (complete && request.computed_at == TimePoint{}) request.computed_at = core_.now();
     if (complete && core_.tree) {
       const std::span<const int32_t> computed(request.tokens.data(), size_t(request.kv_tokens));
       core_.tree->adopt(computed, request.prefix, request.lease);

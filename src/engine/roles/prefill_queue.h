@@ -19,6 +19,10 @@ class PrefillQueue {
   int32_t num_cut() const { return cut_ != nullptr ? 1 : 0; }
   size_t num_waiting() const { return waiting_.size(); }
   int64_t waiting_tokens() const;
+  // The one that goes first, with --enable-priority-scheduling the most urgent one; null: none waits.
+  Request* first_waiting() const { return waiting_.empty() ? nullptr : waiting_.front(); }
+  Request* last_waiting() const { return waiting_.empty() ? nullptr : waiting_.back(); }
+  int64_t blocks_to_start(const Request& request) const;  // its prompt and its output as it is planned
   bool has_work() const { return !waiting_.empty() || cut_ != nullptr; }
 
   struct Formed {
@@ -28,6 +32,7 @@ class PrefillQueue {
   // Fills the batch for the next prefill step; empty batch: nothing to run or nothing fits.
   // free_slots: sequences that may start; reserved_blocks: expected growth of what runs.
   Formed form(Batch& batch, int32_t free_slots, int64_t reserved_blocks);
+  void before_forward(const Batch& batch);
   // After the forward: which prompts are complete now is what the batch's entries say (samples, or max_new_tokens 0).
   void after_forward(const Batch& batch);
 

@@ -40,31 +40,19 @@ PrefillWorker::PrefillWorker(Core& core)
 }
 
 void PrefillWorker::submit(api::EngineRequest input) {
-  const bool busy = prefill_.has_work();
-  const bool is_dropped_probe = input.is_health_check && busy;
-  Request* request = core_.admit(std::move(input), scheduler::LifeKind::kPrefill);
+  const auto [request, is_fake, room] =
+      admit_disaggregated(core_, std::move(input), scheduler::LifeKind::kPrefill, rooms_, prefill_.has_work());
   if (request == nullptr) return;
-  const auto& bootstrap = request->input.bootstrap;
-  const bool is_fake = core_.config.fake_transfer || (bootstrap && bootstrap->is_fake());
-  if (!is_fake && (!bootstrap || !bootstrap->room)) {
-    return core_.end(*request,
-                     aborted("Invalid request: Disaggregated request received without boostrap room id.", 400));
-  }
-  if (is_dropped_probe) return core_.end(*request, finished_by_length(0));
   request->max_new_tokens = 1;  // the rest is decode's
   request->source = std::make_unique<SourceHandover>();
   SourceHandover& source = *request->source;
+  source.is_fake = is_fake;
   if (is_fake) {
-    source.is_fake = true;
     advance(request->life, RequestState::kWaiting, core_.now());
     prefill_.push(*request);
     return;
   }
-  source.room = *bootstrap->room;
-  if (rooms_.contains(source.room)) {
-    request->source.reset();
-    return core_.end(*request, aborted(fmt::format("bootstrap_room {} is already in use", *bootstrap->room), 400));
-  }
+  source.room = room;
   rooms_[source.room] = request;
   advance(request->life, RequestState::kBootstrapping, core_.now());
   num_bootstrapping_ += 1;
@@ -154,8 +142,7 @@ std::string PrefillWorker::fault_of(const Request& request, const api::HandoverW
     return fmt::format("prompt differs: prefill has {} tokens, decode has {}", request.prompt_tokens,
                        want.prompt_tokens);
   }
-  if (want.prompt_digest != api::prompt_digest(request.input.input_ids))
-    return "prompt differs: same length, other ids";
+  if (want.prompt_digest != api::prompt_digest(request.prompt())) return "prompt differs: same length, other ids";
   return "";
 }
 

@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "api/handover.h"
+#include "engine/roles/admission.h"
 #include "engine/roles/outbox.h"
 #include "engine/roles/prefill_queue.h"
 #include "engine/roles/reporter.h"
@@ -40,7 +41,7 @@ class PrefillWorker {
   bool take_reports();
   void tick();
   void form(Batch& batch);
-  void before_forward(const Batch&) {}
+  void before_forward(const Batch& batch) { prefill_.before_forward(batch); }
   void layer_done(const Batch& batch, int32_t layer);
   void after_step(const Batch& batch, const Sampler& sampler);
   void forget_ended() { prefill_.forget_ended(); }
@@ -93,7 +94,7 @@ class PrefillWorker {
   Outbox outbox_;
   PrefillQueue prefill_;
   Reporter reporter_;
-  std::unordered_map<uint64_t, Request*> rooms_;
+  RoomTable rooms_;
   std::map<uint64_t, Want> wants_;
   std::map<uint64_t, Gone> gone_;
   std::unordered_map<PeerId, Peer> peers_;

@@ -9,6 +9,7 @@
 #include "engine/roles/decode_worker.h"
 #include "engine/roles/prefill_worker.h"
 #include "engine/step/sampler.h"
+#include "engine/step/times.h"
 
 namespace tandem::engine {
 namespace {
@@ -21,15 +22,16 @@ uint64_t mix(uint64_t x) {  // splitmix64's finaliser
 }
 
 // What cannot be served, in words for the client; empty: fine.
-std::string refuse(const api::EngineRequest& input, int32_t max_request_tokens, int32_t vocab_size) {
-  if (input.input_ids.empty()) return "input_ids is empty";
+std::string refuse(const api::EngineRequest& input, std::span<const int32_t> prompt, int32_t max_request_tokens,
+                   int32_t vocab_size) {
+  if (prompt.empty()) return "input_ids is empty";
   const int32_t limit = max_request_tokens - 5;
-  if (int64_t(input.input_ids.size()) > limit) {
-    return fmt::format("Input length ({} tokens) exceeds the maximum allowed length ({} tokens).",
-                       input.input_ids.size(), limit);
+  if (int64_t(prompt.size()) > limit) {
+    return fmt::format("Input length ({} tokens) exceeds the maximum allowed length ({} tokens).", prompt.size(),
+                       limit);
   }
   const auto outside = [&](int32_t id) { return id < 0 || id >= vocab_size; };
-  for (const int32_t id : input.input_ids) {
+  for (const int32_t id : prompt) {
     if (outside(id)) return fmt::format("input_ids has {}, the vocabulary ends at {}", id, vocab_size - 1);
   }
   for (const int32_t id : input.token_ids_logprob) {
@@ -70,6 +72,19 @@ Request* Core::find(RequestId id) const {
   return it == requests_.end() ? nullptr : it->second.get();
 }
 
+void Core::enqueue(std::deque<Request*>& queue, Request& request, bool first_of_its_urgency) const {
+  const auto more = [this](const Request* a, const Request* b) { return urgency(*a) > urgency(*b); };
+  queue.insert(first_of_its_urgency ? std::lower_bound(queue.begin(), queue.end(), &request, more)
+                                    : std::upper_bound(queue.begin(), queue.end(), &request, more),
+               &request);
+}
+
+int64_t Core::urgency(const Request& request) const {
+  if (!config.priority_scheduling) return 0;
+  if (!request.input.priority) return INT64_MIN / 2;  // halved, so that differences fit
+  return config.low_priority_values_first ? -int64_t(*request.input.priority) : int64_t(*request.input.priority);
+}
+
 Request* Core::admit(api::EngineRequest input, scheduler::LifeKind kind) {
   auto made = std::make_unique<Request>();
   Request& request = *made;
@@ -78,11 +93,12 @@ Request* Core::admit(api::EngineRequest input, scheduler::LifeKind kind) {
   request.life.entered_at[size_t(scheduler::RequestState::kNew)] = now();
   request.arrival = arrivals_++;
   request.seed = request.input.sampling.seed.value_or(mix(config.seed ^ mix(request.id().value)));
-  request.tokens = request.input.input_ids;
+  request.tokens = std::move(request.input.input_ids);  // not copied: thousands of long prompts may wait
   request.prompt_tokens = request.num_tokens();
   const bool fresh = requests_.emplace(request.id(), std::move(made)).second;
   CHECK(fresh);
-  if (const std::string fault = refuse(request.input, max_request_tokens, vocab_size); !fault.empty()) {
+  if (const std::string fault = refuse(request.input, request.prompt(), max_request_tokens, vocab_size);
+      !fault.empty()) {
     end(request, aborted(fault, 400));
     return nullptr;
   }
@@ -91,9 +107,6 @@ Request* Core::admit(api::EngineRequest input, scheduler::LifeKind kind) {
   request.stop_ids = request.input.eos_token_ids;
   const std::vector<int32_t>& stops = request.input.sampling.stop_token_ids;
   request.stop_ids.insert(request.stop_ids.end(), stops.begin(), stops.end());
-  const int32_t longest = request.prompt_tokens + request.max_new_tokens + 1;
-  request.tokens.reserve(size_t(longest));
-  request.block_table.reserve(size_t(blocks_for(longest)));
   return &request;
 }
 
@@ -105,6 +118,11 @@ void Core::emit(Request& request, api::EngineEvent event) {
   if (!request.input_logprobs_sent && !request.input_logprobs.empty()) {
     event.input_logprobs = std::move(request.input_logprobs);
     request.input_logprobs_sent = true;
+  }
+  if (!request.times_sent) {
+    const api::RequestTimes times = times_of(request);
+    if (times.queue_time) event.times = times;
+    request.times_sent = event.times.has_value();
   }
   sink_(std::move(event));
 }
@@ -162,6 +180,9 @@ bool Core::take_token(Request& request, const kernels::SampleResult& drawn) {
 void Core::release(Request& request, const Ending& ending) {
   if (on_end) on_end(request, ending);
   if (!request.input.is_health_check) metrics.observe_end(request.life);
+  if (config.log_request_times && !request.input.is_health_check) {
+    log::write(log::Level::kInfo, config.log_scope, time_stats_line(request, now(), parts.clock->unix_seconds()));
+  }
   if (request.sink != nullptr && !request.sink->reads.empty()) {
     // A read may still write into these blocks.
     draining_[request.id()] = {std::move(request.lease), request.sink->reads.size()};
@@ -232,6 +253,9 @@ Status Core::reserve(Request& request, int32_t num_tokens) {
     return leased.error();
   }
   request.lease = std::move(*leased);
+  const int32_t longest = request.prompt_tokens + request.max_new_tokens + 1;
+  request.tokens.reserve(size_t(longest));
+  request.block_table.reserve(size_t(blocks_for(longest)));
   for (const BlockId block : request.prefix.blocks()) request.block_table.push_back(block.value);
   for (const BlockId block : request.lease.blocks()) request.block_table.push_back(block.value);
   request.kv_tokens = held * config.block_tokens;

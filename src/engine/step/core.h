@@ -2,6 +2,7 @@
 // function through which every request ends. Owner: the engine thread.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -30,6 +31,9 @@ class Core {
   Request* admit(api::EngineRequest input, scheduler::LifeKind kind);
   Request* find(RequestId id) const;
   size_t num_requests() const { return requests_.size(); }
+  int64_t urgency(const Request& request) const;  // more goes first; the same for all without priority scheduling
+  // Into a queue that is kept by urgency: behind its equals, or (it was here before) in front of them.
+  void enqueue(std::deque<Request*>& queue, Request& request, bool first_of_its_urgency = false) const;
 
   // The end of a request, whatever it is: its terminal state, its last event, and everything it holds. While the
   // request is part of a step the end is only noted; take_pending_ends() brings it after the step. last: tokens and

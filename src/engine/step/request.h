@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -27,17 +28,19 @@ Ending aborted(std::string message, int32_t status_code);
 Ending failed(std::string message, int32_t status_code);
 
 struct Request {
-  api::EngineRequest input;
+  api::EngineRequest input;  // its input_ids have become the first of tokens
   scheduler::Lifecycle life;
   uint64_t arrival = 0;  // arrival number: first come, first served
   uint64_t seed = 0;     // of its draws
 
-  std::vector<int32_t> tokens;  // prompt and output; reserved to its longest
+  std::vector<int32_t> tokens;  // prompt and output; reserved to its longest with its blocks
   int32_t prompt_tokens = 0;
   int32_t max_new_tokens = 0;  // clipped to what the pool and the context can hold
   int32_t kv_tokens = 0;       // leading tokens whose rows are in the cache
   int32_t cached_tokens = 0;   // of the prompt, from the prefix cache; reported
   int32_t retractions = 0;
+  TimePoint launched_at{}, computed_at{};  // its first prefill forward began, its last ended; zero: not yet
+  bool times_sent = false;
 
   scheduler::PrefixHold prefix;      // blocks [0, prefix.num_blocks()) of the table
   scheduler::BlockLease lease;       // the blocks after them
@@ -58,6 +61,7 @@ struct Request {
   RequestId id() const { return input.id; }
   scheduler::RequestState state() const { return life.state; }
   int32_t num_tokens() const { return int32_t(tokens.size()); }
+  std::span<const int32_t> prompt() const { return std::span(tokens).first(size_t(prompt_tokens)); }
   int32_t output_tokens() const { return num_tokens() - prompt_tokens; }
   // Rows of input log-probabilities start at this prompt position; prompt_tokens: none wanted.
   int32_t first_logprob_position() const;

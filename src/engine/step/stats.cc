@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "engine/step/times.h"
+
 namespace tandem::engine {
 namespace {
 
@@ -11,14 +13,8 @@ double share(int64_t part, int64_t whole) { return whole > 0 ? double(part) / do
 
 using scheduler::RequestState;
 
-// Seconds from one state to another, if the request has been in both in this order.
-double between(const scheduler::Lifecycle& life, RequestState from, RequestState to) {
-  if (!life.has_been(from) || !life.has_been(to) || life.when(to) < life.when(from)) return -1;
-  return seconds(life.when(to) - life.when(from));
-}
-
-void observe(const profile::Histogram& histogram, double value) {
-  if (value >= 0) histogram.observe(value);
+void observe(const profile::Histogram& histogram, const std::optional<double>& value) {
+  if (value) histogram.observe(*value);
 }
 
 const std::vector<double> kSecondsBounds = {0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,

@@ -9,18 +9,33 @@
 
 namespace tandem::kernels::cpu {
 
+using device::DType;
 using device::TensorView;
 
 void mla_write_cache(const Context& ctx, const MlaShape& shape, TensorView kv_a, int64_t kv_a_row_stride,
                      TensorView norm_weight, float epsilon, std::span<const int32_t> positions,
                      std::span<const int32_t> slots, const RopeTable& rope, const PagedCache& cache) {
+  constexpr int64_t kPiece = 64;  // rotated before they are rounded
   const Leaf& leaf = leaf_of(ctx);
-  for_rows(ctx, int64_t(positions.size()), shape.row_width(), [&](int64_t t) {
+  const int64_t width = shape.row_width(), lora = shape.kv_lora_rank;
+  for_rows(ctx, int64_t(positions.size()), width, [&](int64_t t) {
     const float* from = kv_a.as<float>() + t * kv_a_row_stride;
-    uint16_t* to = static_cast<uint16_t*>(cache.base) + int64_t(slots[size_t(t)]) * shape.row_width();
-    leaf.rms_norm(from, norm_weight.as<float>(), epsilon, shape.kv_lora_rank, to, nullptr);
-    leaf.rope(from + shape.kv_lora_rank, rope.cos_sin + int64_t(positions[size_t(t)]) * rope.rope_dim, rope.rope_dim,
-              to + shape.kv_lora_rank);
+    const float* cos_sin = rope.cos_sin + int64_t(positions[size_t(t)]) * rope.rope_dim;
+    const int64_t at = int64_t(slots[size_t(t)]) * width;
+    if (cache.dtype == DType::kF32) {
+      float* to = static_cast<float*>(cache.base) + at;
+      leaf.rms_norm(from, norm_weight.as<float>(), epsilon, lora, to, nullptr);
+      leaf.rope(from + lora, cos_sin, rope.rope_dim, to + lora);
+      return;
+    }
+    uint16_t* to = static_cast<uint16_t*>(cache.base) + at;
+    leaf.rms_norm(from, norm_weight.as<float>(), epsilon, lora, nullptr, to);
+    for (int64_t i = 0; i < rope.rope_dim; i += kPiece) {
+      float rotated[kPiece];
+      const int64_t count = std::min<int64_t>(kPiece, rope.rope_dim - i);
+      leaf.rope(from + lora + i, cos_sin + i, count, rotated);
+      leaf.narrow_row(rotated, count, to + lora + i);
+    }
   });
 }
 
@@ -32,8 +47,8 @@ void mla_rope_q(const Context& ctx, const MlaShape& shape, TensorView q, std::sp
     const float* cos_sin = rope.cos_sin + int64_t(positions[size_t(t)]) * rope.rope_dim;
     for (int64_t h = 0; h < shape.num_heads; ++h) {
       const float* from = q.as<float>() + t * row + h * width;
-      uint16_t* to = q_out.as<uint16_t>() + t * row + h * width;
-      leaf.narrow_row(from, shape.nope_dim, to);
+      float* to = q_out.as<float>() + t * row + h * width;
+      std::copy_n(from, shape.nope_dim, to);
       leaf.rope(from + shape.nope_dim, cos_sin, rope.rope_dim, to + shape.nope_dim);
     }
   });

@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <cstring>
+#include <cmath>
 
 #include "base/check.h"
 #include "kernels/backends.h"
@@ -28,18 +28,19 @@ Column column_at(const std::vector<RawWeight>& stacked, int64_t n) {
   return {};
 }
 
-// Byte of column c (0..31) and input 0 or 1 among the 64 of an FP8 pair; see leaf_gemm.inc.
-int64_t f8_place(int64_t c) { return c % 16 / 4 * 16 + c / 16 * 8 + c % 4 * 2; }
-
 void pack_f8_column(const Column& column, int64_t k, int64_t c, uint8_t* panel) {
   const uint8_t* from = raw_at(*column.w, column.n, 0);
   const int64_t stride = column.w->transposed ? column.w->row_stride : 1;
-  uint8_t* to = panel + f8_place(c);
-  for (int64_t i = 0; i + 1 < k; i += 2, to += 2 * kPanel) {
-    to[0] = from[i * stride];
-    to[1] = from[(i + 1) * stride];
-  }
-  if (k % 2 != 0) to[0] = from[(k - 1) * stride];
+  for (int64_t i = 0; i < k; ++i) panel[i * kPanel + c] = from[i * stride];
+}
+
+// Whether a segment of a column holds a NaN, which the leaves would read as a number.
+bool has_nan(const Column& column, int64_t begin, int64_t end) {
+  const int64_t stride = column.w->transposed ? column.w->row_stride : 1;
+  const uint8_t* from = raw_at(*column.w, column.n, begin);
+  bool found = false;
+  for (int64_t i = begin; i < end; ++i, from += stride) found |= (*from & 0x7f) == 0x7f;
+  return found;
 }
 
 void pack_bf16_column(const Column& column, int64_t k, int64_t c, uint16_t* panel) {
@@ -51,17 +52,21 @@ void pack_bf16_column(const Column& column, int64_t k, int64_t c, uint16_t* pane
   }
 }
 
-// Fills scales as [panels][segments][32], or [panels][segments] where that says the same.
+// Fills scales as [panels][segments][32], or [panels][segments] where that says the same, times the 2^8 that the leaves
+// leave to them. NaN where a value is NaN: for that output, or for its panel where the panel has one scale.
 void pack_scales(PackedWeight::Impl& impl, const std::vector<RawWeight>& stacked) {
   const int64_t segments = impl.num_segments(), panels = num_panels(impl.n);
   std::vector<float> full(size_t(panels * segments * kPanel), 0.0f);
+  std::vector<bool> poisoned(full.size());
   bool shared = true;
   for (int64_t n = 0; n < panels * kPanel; ++n) {
     const Column column = column_at(stacked, std::min(n, impl.n - 1));  // padding takes its neighbour's
     for (int64_t s = 0; s < segments; ++s) {
-      float* row = full.data() + (n / kPanel * segments + s) * kPanel;
-      row[n % kPanel] = raw_scale(*column.w, column.n, impl.segments[size_t(s)]);
-      shared = shared && row[n % kPanel] == row[0];
+      const size_t row = size_t((n / kPanel * segments + s) * kPanel), at = row + size_t(n % kPanel);
+      const int32_t begin = impl.segments[size_t(s)];
+      full[at] = raw_scale(*column.w, column.n, begin) * 256.0f;
+      poisoned[at] = has_nan(column, begin, impl.segments[size_t(s) + 1]);
+      shared = shared && full[at] == full[row];
     }
   }
   impl.scale_width = shared ? 1 : kPanel;
@@ -69,11 +74,13 @@ void pack_scales(PackedWeight::Impl& impl, const std::vector<RawWeight>& stacked
   float* scales = static_cast<float*>(impl.scales.data());
   for (int64_t i = 0; i < panels * segments * impl.scale_width; ++i)
     scales[i] = full[size_t(i * kPanel / impl.scale_width)];
+  for (size_t i = 0; i < full.size(); ++i) {
+    if (poisoned[i]) scales[i * size_t(impl.scale_width) / kPanel] = NAN;
+  }
 }
 
 void put_tile(const Leaf& leaf, const TensorView& y, bool add, const RowTile& tile, int64_t column, const float* acc) {
   const int64_t n = y.dim(1), columns = std::min(kPanel, n - column), at = tile.row * n + column;
-  if (y.dtype() == DType::kBF16) return leaf.store_bf16(acc, tile.rows, columns, y.as<uint16_t>() + at, n);
   if (add) return leaf.add_f32(acc, tile.rows, columns, y.as<float>() + at, n);
   leaf.store_f32(acc, tile.rows, columns, y.as<float>() + at, n);
 }
@@ -81,28 +88,27 @@ void put_tile(const Leaf& leaf, const TensorView& y, bool add, const RowTile& ti
 // Tiles of a matrix of activations. A tile is packed by the thread that will use it where that is known.
 struct Tiles {
   RowTile* tiles;
-  uint32_t* packed;  // null: the one row serves as it lies
-  const uint16_t* input;
+  float* packed;  // null: the one row serves as it lies
+  const float* input;
   int64_t rows, k, count;
 
   Tiles(const Context& ctx, const TensorView& x)
-      : input(x.as<uint16_t>()), rows(x.dim(0)), k(x.dim(1)), count(num_tiles(x.dim(0))) {
-    const bool in_place = rows == 1 && k % 2 == 0;
+      : input(x.as<float>()), rows(x.dim(0)), k(x.dim(1)), count(num_tiles(x.dim(0))) {
     tiles = ctx.workspace->take_array<RowTile>(size_t(count));
-    packed = in_place ? nullptr : ctx.workspace->take_array<uint32_t>(size_t(rows * num_pairs(k)));
+    packed = rows == 1 ? nullptr : ctx.workspace->take_array<float>(size_t(rows * k));
   }
 
   std::span<const RowTile> pack(const Leaf& leaf, int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; ++i) {
       tiles[i] = tile_at(rows, i);
       if (packed == nullptr) {
-        tiles[i].a = reinterpret_cast<const uint32_t*>(input);
+        tiles[i].a = input;
         continue;
       }
-      const uint16_t* from[kTileRows];
+      const float* from[kTileRows];
       for (int64_t r = 0; r < tiles[i].rows; ++r) from[r] = input + (tiles[i].row + r) * k;
-      uint32_t* out = packed + tiles[i].row * num_pairs(k);
-      pack_tile(leaf, from, tiles[i].rows, k, out);
+      float* out = packed + tiles[i].row * k;
+      leaf.transpose(from, tiles[i].rows, k, out, tiles[i].rows);
       tiles[i].a = out;
     }
     return {tiles + begin, size_t(end - begin)};
@@ -120,11 +126,10 @@ struct Product {
   // Panels [begin, end), `once` at a time.
   void run(std::span<const RowTile> tiles, int64_t begin, int64_t end, int64_t once, int thread) const {
     char* own = scratch == nullptr ? nullptr : scratch + kScratchBytes * size_t(thread);
-    const int64_t width = int64_t(size_of(y.dtype()));
     for (int64_t panel = begin; panel < end; panel += once) {
       PanelRange range{&w, panel, std::min(once, end - panel), 1, panel + once < end ? panel + once : -1};
-      range.out = y.as<char>() + panel * kPanel * width;
-      range.out_stride = w.n * width;
+      range.out = reinterpret_cast<char*>(y.as<float>() + panel * kPanel);
+      range.out_stride = w.n * int64_t(sizeof(float));
       multiply(leaf, range, tiles, own, [&](const RowTile& tile, const float* acc) {
         for (int64_t p = 0; p < range.panels; ++p) {
           put_tile(leaf, y, add, tile, (panel + p) * kPanel, acc + p * tile.rows * kPanel);
@@ -149,7 +154,6 @@ void pack_into(PackedWeight::Impl& impl, const std::vector<RawWeight>& stacked) 
       pack_bf16_column(column_at(stacked, n), impl.k, n % kPanel, reinterpret_cast<uint16_t*>(panel));
     }
   }
-  for (size_t s = 1; s < impl.segments.size(); ++s) impl.pair_ends.push_back(int32_t(num_pairs(impl.segments[s])));
   if (impl.dtype == DType::kF8E4M3) pack_scales(impl, stacked);
 }
 
@@ -164,7 +168,7 @@ void linear(const Context& ctx, TensorView x, const PackedWeight& weight, Tensor
   const device::WorkspaceScope scope(*ctx.workspace);
   const Tiles tiles(ctx, x);
   const int64_t panels = num_panels(w.n), threads = ctx.pool->num_threads();
-  const bool f8 = w.dtype == DType::kF8E4M3, fused = f8 && tiles.count == 1;
+  const bool f8 = w.dtype == DType::kF8E4M3, fused = is_fused(leaf, w, x.dim(0));
   char* scratch = f8 && !fused ? ctx.workspace->take_array<char>(kScratchBytes * size_t(threads)) : nullptr;
   const Product product{leaf, w, y, add, scratch};
   if (tiles.count >= 2 * threads && w.n * w.k <= kSmallWeight) {
@@ -190,7 +194,7 @@ void linear(const Context& ctx, TensorView x, const PackedWeight& weight, Tensor
 }
 
 size_t linear_workspace_bytes(const Context& ctx, int64_t max_rows, int64_t, int64_t k) {
-  return size_t(num_tiles(max_rows)) * sizeof(RowTile) + size_t(max_rows * num_pairs(k)) * sizeof(uint32_t) +
+  return size_t(num_tiles(max_rows)) * sizeof(RowTile) + size_t(max_rows * k) * sizeof(float) +
          kScratchBytes * size_t(ctx.pool->num_threads()) + 256;
 }
 

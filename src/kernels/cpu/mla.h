@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/attention.h"
 #include "kernels/cpu/product.h"
@@ -28,11 +29,21 @@ class Carver {
   size_t used_ = 0;
 };
 
-inline const uint16_t* cache_row(const MlaShape& shape, const PagedCache& cache, const SequenceSpan& s,
-                                 int64_t position) {
+// Address of a position's row.
+inline const char* cache_row(const MlaShape& shape, const PagedCache& cache, const SequenceSpan& s, int64_t position) {
   const int64_t block = s.block_table[position / cache.block_tokens];
-  return static_cast<const uint16_t*>(cache.base) +
-         (block * cache.block_tokens + position % cache.block_tokens) * shape.row_width();
+  const int64_t row = block * cache.block_tokens + position % cache.block_tokens;
+  return static_cast<const char*>(cache.base) + row * shape.row_width() * int64_t(size_of(cache.dtype));
+}
+
+// Elements [first, first + count) of a row as f32.
+inline void read_row(const Leaf& leaf, const PagedCache& cache, const char* row, int64_t first, int64_t count,
+                     float* out) {
+  if (cache.dtype == device::DType::kF32) {
+    std::memcpy(out, row + first * int64_t(sizeof(float)), size_t(count) * sizeof(float));
+  } else {
+    leaf.widen_row(reinterpret_cast<const uint16_t*>(row) + first, count, out);
+  }
 }
 
 size_t prefill_workspace_bytes(const Context& ctx, const MlaShape& shape, int64_t max_rows, int64_t max_sequences);

@@ -7,7 +7,6 @@
 //   out[h] = absorb_v[h] O[h]                           one task per head, all sequences
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "base/check.h"
 #include "kernels/backends.h"
@@ -52,8 +51,8 @@ class Decoder {
       : ctx_(ctx), leaf_(leaf_of(ctx)), shape_(shape), cache_(cache), sequences_(sequences) {
     const int64_t batch = int64_t(sequences.size());
     device::Workspace& workspace = *ctx.workspace;
-    queries_ = workspace.take_array<uint16_t>(size_t(batch * shape.num_heads * shape.row_width()));
-    latents_ = workspace.take_array<uint16_t>(size_t(batch * shape.num_heads * shape.kv_lora_rank));
+    queries_ = workspace.take_array<float>(size_t(batch * shape.num_heads * shape.row_width()));
+    latents_ = workspace.take_array<float>(size_t(batch * shape.num_heads * shape.kv_lora_rank));
     first_split_ = workspace.take_array<int32_t>(size_t(batch) + 1);
     first_split_[0] = 0;
     for (int64_t b = 0; b < batch; ++b) first_split_[b + 1] = first_split_[b] + int32_t(num_splits(keys_of(b)));
@@ -66,7 +65,6 @@ class Decoder {
       }
     }
     partials_ = workspace.take_array<float>(size_t(first_split_[batch] * groups() * partial_floats(shape)));
-    by_head_ = workspace.take_array<float>(size_t(batch * kHeads * shape.kv_lora_rank));
     per_thread_ = thread_bytes(shape, batch);
     scratch_ = workspace.take_array<char>(per_thread_ * size_t(ctx.pool->num_threads()));
   }
@@ -81,7 +79,7 @@ class Decoder {
     return std::max(measure.used(), attend.used());
   }
 
-  void run(const uint16_t* q, const KvUpWeights& weights, uint16_t* out) {
+  void run(const float* q, const KvUpWeights& weights, float* out) {
     const int64_t batch = int64_t(sequences_.size()), heads = shape_.num_heads;
     for_tasks(heads, batch * heads * shape_.nope_dim * shape_.kv_lora_rank,
               [&](int64_t h, int thread) { absorb_query(q, *weights.absorb_k[size_t(h)].impl(), h, thread); });
@@ -95,34 +93,33 @@ class Decoder {
   // Per-thread scratch of the two kinds of task.
   struct Absorb {
     RowTile* tiles;
-    uint32_t* packed;
+    float* packed;
     char* product;
     Absorb(Carver& carver, const MlaShape& shape, int64_t batch) {
       tiles = carver.take<RowTile>(num_tiles(batch));
-      packed = carver.take<uint32_t>(batch * num_pairs(std::max(shape.nope_dim, shape.kv_lora_rank)));
+      packed = carver.take<float>(batch * std::max(shape.nope_dim, shape.kv_lora_rank));
       product = carver.take<char>(int64_t(kScratchBytes));
     }
   };
   struct Attend {
-    uint32_t* query;   // [width words][16]
-    uint32_t* values;  // [kKeyBlock / 2][lora]
-    float* scores;     // [kKeyBlock][16]
-    uint32_t* p;       // [kKeyBlock / 2][16]
+    float* query;   // [row width][columns]
+    float* rows;    // [kKeyBlock][row width]
+    float* scores;  // [kKeyBlock][columns]
     Attend(Carver& carver, const MlaShape& shape) {
-      query = carver.take<uint32_t>(shape.row_width() / 2 * kHeads);
-      values = carver.take<uint32_t>(kKeyBlock / 2 * shape.kv_lora_rank);
+      query = carver.take<float>(shape.row_width() * kHeads);
+      rows = carver.take<float>(kKeyBlock * shape.row_width());
       scores = carver.take<float>(kKeyBlock * kHeads);
-      p = carver.take<uint32_t>(kKeyBlock / 2 * kHeads);
     }
   };
 
   // Asks for the cache rows of positions [begin, end): they lie wherever their blocks do, too short for the hardware to
   // foresee.
   void fetch_rows(const SequenceSpan& sequence, int64_t begin, int64_t end) const {
-    constexpr int64_t kLine = 32;  // elements
+    constexpr int64_t kLine = 64;
+    const int64_t bytes = shape_.row_width() * int64_t(size_of(cache_.dtype));
     for (int64_t p = begin; p < end; ++p) {
-      const uint16_t* row = cache_row(shape_, cache_, sequence, p);
-      for (int64_t i = 0; i < shape_.row_width(); i += kLine) __builtin_prefetch(row + i, 0, 2);
+      const char* row = cache_row(shape_, cache_, sequence, p);
+      for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(row + i, 0, 2);
     }
   }
   int64_t keys_of(int64_t b) const { return int64_t(sequences_[size_t(b)].prefix_len) + 1; }
@@ -145,31 +142,30 @@ class Decoder {
 
   // One row per sequence in and out.
   struct Rows {
-    const uint16_t* from;
+    const float* from;
     int64_t from_stride;
     bool from_batch;  // row of a sequence: its first_row in the caller's matrix, else its index here
-    uint16_t* to;
+    float* to;
     int64_t to_stride;
     bool to_batch;
   };
   void multiply_rows(const PackedWeight::Impl& w, const Rows& rows, int thread) const;
 
-  void absorb_query(const uint16_t* q, const PackedWeight::Impl& w, int64_t h, int thread) const;
+  void absorb_query(const float* q, const PackedWeight::Impl& w, int64_t h, int thread) const;
   void attend(const Split& split, int64_t index, int thread) const;
   void combine_splits(int64_t b) const;
-  void absorb_output(const PackedWeight::Impl& w, int64_t h, uint16_t* out, int thread) const;
+  void absorb_output(const PackedWeight::Impl& w, int64_t h, float* out, int thread) const;
 
   const Context& ctx_;
   const Leaf& leaf_;
   const MlaShape& shape_;
   const PagedCache& cache_;
   std::span<const SequenceSpan> sequences_;
-  uint16_t* queries_ = nullptr;     // [batch][heads][row_width]
-  uint16_t* latents_ = nullptr;     // [batch][heads][lora]
+  float* queries_ = nullptr;        // [batch][heads][row_width]
+  float* latents_ = nullptr;        // [batch][heads][lora]
   int32_t* first_split_ = nullptr;  // [batch + 1]
   Split* splits_ = nullptr;
   float* partials_ = nullptr;  // [splits][groups] of Partial
-  float* by_head_ = nullptr;   // [batch][16][lora]
   char* scratch_ = nullptr;
   size_t per_thread_ = 0;
 };
@@ -181,43 +177,42 @@ void Decoder::multiply_rows(const PackedWeight::Impl& w, const Rows& rows, int t
   const auto row_of = [&](int64_t b, bool by_row) { return by_row ? int64_t(sequences_[size_t(b)].first_row) : b; };
   for (int64_t i = 0; i < num_tiles(batch); ++i) {
     RowTile& tile = s.tiles[i] = tile_at(batch, i);
-    const uint16_t* from[kTileRows];
+    const float* from[kTileRows];
     for (int64_t r = 0; r < tile.rows; ++r) {
       from[r] = rows.from + row_of(tile.row + r, rows.from_batch) * rows.from_stride;
     }
-    uint32_t* packed = s.packed + tile.row * num_pairs(w.k);
-    pack_tile(leaf_, from, tile.rows, w.k, packed);
+    float* packed = s.packed + tile.row * w.k;
+    leaf_.transpose(from, tile.rows, w.k, packed, tile.rows);
     tile.a = packed;
   }
   const std::span<const RowTile> tiles(s.tiles, size_t(num_tiles(batch)));
-  const int64_t panels = num_panels(w.n), group = is_fused(w, tiles) ? kMaxPanels : 1;
+  const int64_t panels = num_panels(w.n), group = is_fused(leaf_, w, batch) ? kMaxPanels : 1;
   for (int64_t panel = 0; panel < panels; panel += group) {
     const PanelRange range{&w, panel, std::min(group, panels - panel), 1};
     multiply(leaf_, range, tiles, s.product, [&](const RowTile& tile, const float* acc) {
       for (int64_t p = 0; p < range.panels; ++p) {
         const int64_t column = (panel + p) * kPanel, columns = std::min(kPanel, w.n - column);
         for (int64_t r = 0; r < tile.rows; ++r) {
-          leaf_.store_bf16(acc + (p * tile.rows + r) * kPanel, 1, columns,
-                           rows.to + row_of(tile.row + r, rows.to_batch) * rows.to_stride + column, 0);
+          leaf_.store_f32(acc + (p * tile.rows + r) * kPanel, 1, columns,
+                          rows.to + row_of(tile.row + r, rows.to_batch) * rows.to_stride + column, 0);
         }
       }
     });
   }
 }
 
-void Decoder::absorb_query(const uint16_t* q, const PackedWeight::Impl& w, int64_t h, int thread) const {
+void Decoder::absorb_query(const float* q, const PackedWeight::Impl& w, int64_t h, int thread) const {
   const int64_t width = shape_.nope_dim + shape_.rope_dim, stride = width * shape_.num_heads;
   const int64_t row = shape_.num_heads * shape_.row_width();
-  uint16_t* to = queries_ + h * shape_.row_width();
+  float* to = queries_ + h * shape_.row_width();
   multiply_rows(w, Rows{q + h * width, stride, true, to, row, false}, thread);
   for (size_t b = 0; b < sequences_.size(); ++b) {
-    std::memcpy(to + int64_t(b) * row + shape_.kv_lora_rank,
-                q + sequences_[b].first_row * stride + h * width + shape_.nope_dim,
-                size_t(shape_.rope_dim) * sizeof(uint16_t));
+    std::copy_n(q + sequences_[b].first_row * stride + h * width + shape_.nope_dim, shape_.rope_dim,
+                to + int64_t(b) * row + shape_.kv_lora_rank);
   }
 }
 
-void Decoder::absorb_output(const PackedWeight::Impl& w, int64_t h, uint16_t* out, int thread) const {
+void Decoder::absorb_output(const PackedWeight::Impl& w, int64_t h, float* out, int thread) const {
   const int64_t lora = shape_.kv_lora_rank, v = shape_.v_dim, heads = shape_.num_heads;
   multiply_rows(w, Rows{latents_ + h * lora, heads * lora, false, out + h * v, heads * v, true}, thread);
 }
@@ -226,44 +221,38 @@ void Decoder::attend(const Split& split, int64_t index, int thread) const {
   Carver carver(scratch_of(thread));
   const Attend s(carver, shape_);
   const SequenceSpan& sequence = sequences_[size_t(split.sequence)];
-  const int64_t lora = shape_.kv_lora_rank, words = shape_.row_width() / 2, columns = this->columns();
+  const int64_t lora = shape_.kv_lora_rank, width = shape_.row_width(), columns = this->columns();
   fetch_rows(sequence, split.begin, std::min<int64_t>(split.begin + kAhead, split.end));
   for (int64_t g = 0; g < groups(); ++g) {
     const int64_t first_head = g * kHeads, heads = std::min(kHeads, shape_.num_heads - first_head);
     const Partial partial = partial_at(index, g);
-    const uint32_t* from[kHeads];
+    const float* from[kHeads];
     for (int64_t h = 0; h < heads; ++h) {
-      const int64_t at = split.sequence * shape_.num_heads + first_head + h;
-      from[h] = reinterpret_cast<const uint32_t*>(queries_ + at * shape_.row_width());
+      from[h] = queries_ + (split.sequence * shape_.num_heads + first_head + h) * width;
     }
-    if (heads < columns) std::memset(s.query, 0, size_t(words * columns) * sizeof(uint32_t));
-    leaf_.transpose(from, heads, words, s.query, columns);
+    if (heads < columns) std::fill_n(s.query, width * columns, 0.0f);
+    leaf_.transpose(from, heads, width, s.query, columns);
     std::fill_n(partial.top, kHeads, -INFINITY);
     std::fill_n(partial.sum, kHeads, 0.0f);
     for (int64_t begin = split.begin; begin < split.end; begin += kKeyBlock) {
       const int64_t keys = std::min<int64_t>(kKeyBlock, split.end - begin);
-      const uint32_t* rows[kKeyBlock];
-      for (int64_t j = 0; j < keys; ++j) {
-        rows[j] = reinterpret_cast<const uint32_t*>(cache_row(shape_, cache_, sequence, begin + j));
-      }
       alignas(64) float decay[kHeads];
       for (int64_t j = 0; j < keys; j += kRows) {
-        const int64_t ahead = begin + j + kAhead;
+        const int64_t ahead = begin + j + kAhead, count = std::min(kRows, keys - j);
         if (g == 0) fetch_rows(sequence, ahead, std::min<int64_t>(ahead + kRows, split.end));
-        leaf_.dot_rows(rows + j, std::min(kRows, keys - j), s.query, words, columns, s.scores + j * columns);
+        for (int64_t i = j; i < j + count; ++i) {
+          read_row(leaf_, cache_, cache_row(shape_, cache_, sequence, begin + i), 0, width, s.rows + i * width);
+        }
+        leaf_.dot_rows(s.rows + j * width, width, count, s.query, width, columns, s.scores + j * columns);
       }
-      leaf_.softmax_heads(s.scores, keys, columns, shape_.softmax_scale * kLog2E, partial.top, partial.sum, decay, s.p);
-      for (int64_t j = 0; j < keys; j += 2) {
-        const uint16_t* second = j + 1 < keys ? reinterpret_cast<const uint16_t*>(rows[j + 1]) : nullptr;
-        leaf_.interleave(reinterpret_cast<const uint16_t*>(rows[j]), second, lora, s.values + j / 2 * lora);
-      }
-      leaf_.heads_tile(s.values, lora, lora, s.p, (keys + 1) / 2, columns, begin == split.begin ? nullptr : decay,
+      leaf_.softmax_heads(s.scores, keys, columns, shape_.softmax_scale * kLog2E, partial.top, partial.sum, decay);
+      leaf_.heads_tile(s.rows, width, lora, s.scores, keys, columns, begin == split.begin ? nullptr : decay,
                        partial.out);
     }
   }
 }
 
-// Splits in order of their keys, into the first one's place; then rows per head, rounded.
+// Splits in order of their keys, into the first one's place; then rows per head.
 void Decoder::combine_splits(int64_t b) const {
   const int64_t lora = shape_.kv_lora_rank, columns = this->columns();
   const float scale = shape_.softmax_scale * kLog2E;
@@ -286,15 +275,12 @@ void Decoder::combine_splits(int64_t b) const {
       for (int64_t h = 0; h < columns; ++h) factor[h] = std::exp2((part.top[h] - top[h]) * scale) / sums[h];
       leaf_.scale_add_heads(part.out, lora, columns, factor, i == begin, total.out);
     }
-    float* by_head = by_head_ + b * kHeads * lora;
+    float* by_head = latents_ + (b * shape_.num_heads + first_head) * lora;
     for (int64_t d = 0; d < lora; d += kHeads) {
-      const uint32_t* from[kHeads];
+      const float* from[kHeads];
       const int64_t rows = std::min(kHeads, lora - d);
-      for (int64_t i = 0; i < rows; ++i) from[i] = reinterpret_cast<const uint32_t*>(total.out) + (d + i) * columns;
-      leaf_.transpose(from, rows, columns, reinterpret_cast<uint32_t*>(by_head) + d, lora);
-    }
-    for (int64_t h = 0; h < heads; ++h) {
-      leaf_.narrow_row(by_head + h * lora, lora, latents_ + (b * shape_.num_heads + first_head + h) * lora);
+      for (int64_t i = 0; i < rows; ++i) from[i] = total.out + (d + i) * columns;
+      leaf_.transpose(from, rows, heads, by_head + d, lora);
     }
   }
 }
@@ -304,8 +290,8 @@ void Decoder::combine_splits(int64_t b) const {
 size_t decode_workspace_bytes(const Context& ctx, const MlaShape& shape, int64_t max_sequences, int64_t max_context) {
   const int64_t heads = shape.num_heads, groups = (heads + kHeads - 1) / kHeads;
   const int64_t splits = max_sequences * std::min(kMaxSplits, (max_context + kSplitKeys - 1) / kSplitKeys);
-  const size_t rows = size_t(max_sequences * heads * (shape.row_width() + shape.kv_lora_rank)) * sizeof(uint16_t);
-  const int64_t partials = (splits * groups + max_sequences) * Decoder::partial_floats(shape);
+  const size_t rows = size_t(max_sequences * heads * (shape.row_width() + shape.kv_lora_rank)) * sizeof(float);
+  const int64_t partials = splits * groups * Decoder::partial_floats(shape);
   return rows + size_t(max_sequences + 1) * sizeof(int32_t) + size_t(splits) * sizeof(Split) +
          size_t(partials) * sizeof(float) +
          (Decoder::thread_bytes(shape, max_sequences) + 64) * size_t(ctx.pool->num_threads()) + 512;
@@ -315,7 +301,7 @@ void mla_decode(const Context& ctx, const MlaShape& shape, TensorView q, const K
                 const PagedCache& cache, std::span<const SequenceSpan> sequences, TensorView out) {
   if (sequences.empty()) return;
   const device::WorkspaceScope scope(*ctx.workspace);
-  Decoder(ctx, shape, cache, sequences).run(q.as<uint16_t>(), weights, out.as<uint16_t>());
+  Decoder(ctx, shape, cache, sequences).run(q.as<float>(), weights, out.as<float>());
 }
 
 }  // namespace tandem::kernels::cpu

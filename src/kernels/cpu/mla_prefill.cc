@@ -2,10 +2,9 @@
 // rows. Everything is transposed: queries are the columns of a panel, so scores, probabilities and outputs of 32
 // queries lie side by side and softmax runs down the columns without shuffles.
 //
-//   scores [keys, 32] = K . Q^T      softmax -> P [key pairs, 32]      O [v, 32] = O * decay + V^T . P
+//   scores [keys, 32] = K . Q^T      softmax -> P [keys, 32]      O [v, 32] = O * decay + V^T . P
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "base/check.h"
 #include "kernels/backends.h"
@@ -29,36 +28,32 @@ struct QuerySpan {
 
 // What a thread needs to attend with one head.
 struct Scratch {
-  uint32_t* wide;      // the head's panels of the expanding weight, widened
-  uint32_t* latents;   // one tile of latent rows
-  uint16_t* key_rows;  // [kKeyBlock][key words * 2]
-  uint16_t* v_rows;    // [kKeyBlock][v]
-  uint32_t* keys;      // [key words][kKeyBlock]
-  uint32_t* values;    // [kKeyBlock / 2][v]
-  uint32_t* queries;   // [query panels][key words][32]
-  float* out;          // [query panels][v][32]
-  float* top;          // [query panels][32]
-  float* sum;          // [query panels][32]
-  float* scores;       // [kKeyBlock][32]
-  uint32_t* p;         // [kKeyBlock / 2][32]
-  float* rows;         // [32][v]
+  float* wide;     // one panel of the expanding weight, widened
+  float* latents;  // rows of a key block as tiles
+  float* keys;     // [kKeyBlock][key width]
+  float* values;   // [kKeyBlock][v]
+  float* columns;  // [key width][kKeyBlock]
+  float* queries;  // [query panels][key width][32]
+  float* out;      // [query panels][v][32]
+  float* top;      // [query panels][32]
+  float* sum;      // [query panels][32]
+  float* scores;   // [kKeyBlock][32]
+  float* rows;     // [32][v], or [kTileRows][lora]
 
   Scratch(Carver& carver, const MlaShape& shape, int64_t max_rows) {
-    const int64_t key_words = num_pairs(shape.nope_dim + shape.rope_dim), v = shape.v_dim;
-    const int64_t panels = num_panels(max_rows), lora_pairs = num_pairs(shape.kv_lora_rank);
-    wide = carver.take<uint32_t>((num_panels(shape.nope_dim + v) + 1) * lora_pairs * kPanel);
-    latents = carver.take<uint32_t>(kTileRows * lora_pairs);
-    key_rows = carver.take<uint16_t>(kKeyBlock * key_words * 2);
-    v_rows = carver.take<uint16_t>(kKeyBlock * v);
-    keys = carver.take<uint32_t>(key_words * kKeyBlock);
-    values = carver.take<uint32_t>(kKeyBlock / 2 * v);
-    queries = carver.take<uint32_t>(panels * key_words * kPanel);
+    const int64_t key_width = shape.nope_dim + shape.rope_dim, v = shape.v_dim, lora = shape.kv_lora_rank;
+    const int64_t panels = num_panels(max_rows);
+    wide = carver.take<float>(lora * kPanel);
+    latents = carver.take<float>(kKeyBlock * lora);
+    keys = carver.take<float>(kKeyBlock * key_width);
+    values = carver.take<float>(kKeyBlock * v);
+    columns = carver.take<float>(key_width * kKeyBlock);
+    queries = carver.take<float>(panels * key_width * kPanel);
     out = carver.take<float>(panels * v * kPanel);
     top = carver.take<float>(panels * kPanel);
     sum = carver.take<float>(panels * kPanel);
     scores = carver.take<float>(kKeyBlock * kPanel);
-    p = carver.take<uint32_t>(kKeyBlock / 2 * kPanel);
-    rows = carver.take<float>(kPanel * v);
+    rows = carver.take<float>(std::max(kPanel * v, kTileRows * lora));
   }
 };
 
@@ -69,9 +64,8 @@ class HeadTask {
            const QuerySpan& span, int64_t head, const Scratch& scratch)
       : leaf_(leaf), shape_(shape), expand_(expand), cache_(cache), span_(span), head_(head), s_(scratch) {}
 
-  void run(const uint16_t* q, uint16_t* out) {
+  void run(const float* q, float* out) {
     load_queries(q);
-    widen_weight();
     const int64_t panels = num_panels(span_.rows), last = first_position() + span_.rows;
     std::fill_n(s_.out, panels * shape_.v_dim * kPanel, 0.0f);
     std::fill_n(s_.top, panels * kPanel, -INFINITY);
@@ -85,142 +79,136 @@ class HeadTask {
 
  private:
   int64_t key_width() const { return shape_.nope_dim + shape_.rope_dim; }
-  int64_t key_words() const { return num_pairs(key_width()); }
   int64_t head_columns() const { return shape_.nope_dim + shape_.v_dim; }
   int64_t first_panel() const { return head_ * head_columns() / kPanel; }
   int64_t end_panel() const { return num_panels((head_ + 1) * head_columns()); }
   int64_t first_position() const { return span_.sequence->prefix_len + span_.first; }
 
-  void load_queries(const uint16_t* q) {
-    const int64_t row_words = shape_.num_heads * key_width();
+  void load_queries(const float* q) {
+    const int64_t row_width = shape_.num_heads * key_width();
     for (int64_t panel = 0; panel < num_panels(span_.rows); ++panel) {
-      uint32_t* to = s_.queries + panel * key_words() * kPanel;
+      float* to = s_.queries + panel * key_width() * kPanel;
       const int64_t begin = panel * kPanel, count = std::min(kPanel, span_.rows - begin);
-      if (count < kPanel) std::memset(to, 0, size_t(key_words() * kPanel) * sizeof(uint32_t));
-      const uint32_t* from[kPanel];
+      if (count < kPanel) std::fill_n(to, key_width() * kPanel, 0.0f);
+      const float* from[kPanel];
       for (int64_t r = 0; r < count; ++r) {
         const int64_t row = span_.sequence->first_row + span_.first + begin + r;
-        from[r] = reinterpret_cast<const uint32_t*>(q + row * row_words + head_ * key_width());
+        from[r] = q + row * row_width + head_ * key_width();
       }
-      leaf_.transpose(from, count, key_words(), to, kPanel);
+      leaf_.transpose(from, count, key_width(), to, kPanel);
     }
   }
 
-  void widen_weight() {
-    if (expand_.dtype != DType::kF8E4M3) return;
-    const int64_t pairs = num_pairs(expand_.k);
-    const uint8_t* f8 = static_cast<const uint8_t*>(expand_.values.data()) + first_panel() * pairs * 2 * kPanel;
-    leaf_.widen(f8, pairs * (end_panel() - first_panel()), s_.wide);
-  }
-
-  // Keys and values of positions [block, block + count): rows first, then the forms that the products want.
+  // Keys and values of positions [block, block + count): rows first, then the form that the scores want.
   void expand_keys(int64_t block, int64_t count) {
-    for (int64_t i = 0; i < num_tiles(count); ++i) expand_tile(block, tile_at(count, i));
-    const int64_t words = key_words();
-    if (count % 2 != 0) {  // pairs of keys: the missing one must be finite
-      std::memset(s_.key_rows + count * words * 2, 0, size_t(words) * sizeof(uint32_t));
-    }
-    const uint32_t* from[kKeyBlock];
-    const int64_t padded = (count + 1) / 2 * 2;
-    for (int64_t j = 0; j < padded; ++j) from[j] = reinterpret_cast<const uint32_t*>(s_.key_rows) + j * words;
-    leaf_.transpose(from, padded, words, s_.keys, kKeyBlock);
-    for (int64_t j = 0; j < count; j += 2) {
-      const uint16_t* second = j + 1 < count ? s_.v_rows + (j + 1) * shape_.v_dim : nullptr;
-      leaf_.interleave(s_.v_rows + j * shape_.v_dim, second, shape_.v_dim, s_.values + j / 2 * shape_.v_dim);
+    load_latents(block, count);
+    for (int64_t panel = first_panel(); panel < end_panel(); ++panel) expand_panel(panel, count);
+    const float* from[kKeyBlock];
+    for (int64_t j = 0; j < count; ++j) from[j] = s_.keys + j * key_width();
+    leaf_.transpose(from, count, key_width(), s_.columns, kKeyBlock);
+  }
+
+  // Latents into tiles, rotated keys to their place.
+  void load_latents(int64_t block, int64_t count) {
+    const int64_t lora = shape_.kv_lora_rank;
+    for (int64_t i = 0; i < num_tiles(count); ++i) {
+      const RowTile tile = tile_at(count, i);
+      const float* from[kTileRows];
+      for (int64_t r = 0; r < tile.rows; ++r) {
+        const char* row = cache_row(shape_, cache_, *span_.sequence, block + tile.row + r);
+        float* latent = s_.rows + r * lora;
+        read_row(leaf_, cache_, row, 0, lora, latent);
+        read_row(leaf_, cache_, row, lora, shape_.rope_dim, s_.keys + (tile.row + r) * key_width() + shape_.nope_dim);
+        from[r] = latent;
+      }
+      leaf_.transpose(from, tile.rows, lora, s_.latents + tile.row * lora, tile.rows);
     }
   }
 
-  void expand_tile(int64_t block, RowTile tile) {
-    const uint16_t* from[kTileRows];
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      from[r] = cache_row(shape_, cache_, *span_.sequence, block + tile.row + r);
-      uint16_t* key = s_.key_rows + (tile.row + r) * key_words() * 2;
-      std::memcpy(key + shape_.nope_dim, from[r] + shape_.kv_lora_rank, size_t(shape_.rope_dim) * sizeof(uint16_t));
-    }
-    pack_tile(leaf_, from, tile.rows, shape_.kv_lora_rank, s_.latents);
-    const int64_t pairs = num_pairs(expand_.k), segments = expand_.num_segments();
+  // One panel of the expanding weight for all keys of a block.
+  void expand_panel(int64_t panel, int64_t count) {
+    const int64_t lora = shape_.kv_lora_rank;
     const bool f8 = expand_.dtype == DType::kF8E4M3;
+    if (f8) leaf_.widen(reinterpret_cast<const uint8_t*>(panel_at(expand_, panel)), lora, s_.wide);
     alignas(64) float acc[(kTileRows + 1) * kPanel];
     TileArgs args{};
-    args.a = s_.latents;
-    args.a_stride = args.rows = tile.rows;
-    args.pair_ends = expand_.pair_ends.data();
-    args.segments = segments;
+    args.w = f8 ? static_cast<const void*>(s_.wide) : panel_at(expand_, panel);
+    args.ends = expand_.segment_ends();
+    args.segments = expand_.num_segments();
+    args.scales = f8 ? scales_at(expand_, panel) : nullptr;
     args.scale_width = expand_.scale_width;
     args.acc = acc;
-    for (int64_t panel = first_panel(); panel < end_panel(); ++panel) {
-      args.w = f8 ? s_.wide + (panel - first_panel()) * pairs * kPanel
-                  : static_cast<const uint32_t*>(expand_.values.data()) + panel * pairs * kPanel;
-      if (f8) args.scales = static_cast<const float*>(expand_.scales.data()) + panel * segments * expand_.scale_width;
-      leaf_.tile(args);
+    for (int64_t i = 0; i < num_tiles(count); ++i) {
+      const RowTile tile = tile_at(count, i);
+      args.a = s_.latents + tile.row * lora;
+      args.a_stride = args.rows = tile.rows;
+      f8 ? leaf_.tile_f32(args) : leaf_.tile_bf16(args);
       // The panel's columns that are this head's keys, then those that are its values.
       const int64_t begin = panel * kPanel - head_ * head_columns();
-      put(acc, tile, begin, 0, shape_.nope_dim, s_.key_rows, key_words() * 2);
-      put(acc, tile, begin, shape_.nope_dim, head_columns(), s_.v_rows, shape_.v_dim);
+      put(acc, tile, begin, 0, shape_.nope_dim, s_.keys, key_width());
+      put(acc, tile, begin, shape_.nope_dim, head_columns(), s_.values, shape_.v_dim);
     }
   }
 
   // Columns of the tile that fall into [low, high) of the head, which begin at the tile's column -begin.
-  void put(const float* acc, const RowTile& tile, int64_t begin, int64_t low, int64_t high, uint16_t* to,
-           int64_t stride) {
+  void put(const float* acc, const RowTile& tile, int64_t begin, int64_t low, int64_t high, float* to, int64_t stride) {
     const int64_t from = std::max(begin, low), end = std::min(begin + kPanel, high);
     if (from >= end) return;
-    leaf_.store_bf16(acc + (from - begin), tile.rows, end - from, to + tile.row * stride + (from - low), stride);
+    leaf_.store_f32(acc + (from - begin), tile.rows, end - from, to + tile.row * stride + (from - low), stride);
   }
 
   // One block of keys for one panel of queries.
   void attend(int64_t block, int64_t panel) {
     const int64_t first = first_position() + panel * kPanel;
     const int64_t last = first + std::min(kPanel, span_.rows - panel * kPanel) - 1;
-    const int64_t visible = std::min(kKeyBlock, last + 1 - block);
-    if (visible <= 0) return;
-    const int64_t keys = (visible + 1) / 2 * 2;
+    const int64_t keys = std::min(kKeyBlock, last + 1 - block);
+    if (keys <= 0) return;
     alignas(64) float decay[kPanel];
     int32_t limits[kPanel];
     for (int64_t i = 0; i < kPanel; ++i) limits[i] = int32_t(std::min(first + i, last) + 1 - block);
-    const int32_t key_end = int32_t(key_words()), pair_end = int32_t(keys / 2);
+    const int32_t key_end = int32_t(key_width()), keys_end = int32_t(keys);
     TileArgs args{};
     args.a_stride = kKeyBlock;
-    args.w = s_.queries + panel * key_words() * kPanel;
-    args.pair_ends = &key_end;
+    args.w = s_.queries + panel * key_width() * kPanel;
+    args.ends = &key_end;
     args.segments = 1;
     for (int64_t i = 0; i < num_tiles(keys); ++i) {
       const RowTile tile = tile_at(keys, i);
-      args.a = s_.keys + tile.row;
+      args.a = s_.columns + tile.row;
       args.rows = tile.rows;
       args.acc = s_.scores + tile.row * kPanel;
-      leaf_.tile(args);
+      leaf_.tile_f32(args);
     }
     leaf_.softmax_block(SoftmaxBlock{s_.scores, keys, limits, block + keys - 1 > first, shape_.softmax_scale * kLog2E,
-                                     s_.top + panel * kPanel, s_.sum + panel * kPanel, decay, s_.p});
+                                     s_.top + panel * kPanel, s_.sum + panel * kPanel, decay});
     args.a_stride = shape_.v_dim;
-    args.w = s_.p;
-    args.pair_ends = &pair_end;
+    args.w = s_.scores;
+    args.ends = &keys_end;
     args.decay = decay;
     for (int64_t i = 0; i < num_tiles(shape_.v_dim); ++i) {
       const RowTile tile = tile_at(shape_.v_dim, i);
       args.a = s_.values + tile.row;
       args.rows = tile.rows;
       args.acc = s_.out + (panel * shape_.v_dim + tile.row) * kPanel;
-      leaf_.tile(args);
+      leaf_.tile_f32(args);
     }
   }
 
-  void finish(int64_t panel, uint16_t* out) {
+  void finish(int64_t panel, float* out) {
     const int64_t v = shape_.v_dim, begin = panel * kPanel, count = std::min(kPanel, span_.rows - begin);
     alignas(64) float factor[kPanel];
     for (int64_t i = 0; i < kPanel; ++i) factor[i] = 1.0f / s_.sum[begin + i];
     float* columns = s_.out + panel * v * kPanel;
     leaf_.scale_columns(columns, v, factor);
     for (int64_t d = 0; d < v; d += kPanel) {
-      const uint32_t* from[kPanel];
+      const float* from[kPanel];
       const int64_t rows = std::min(kPanel, v - d);
-      for (int64_t i = 0; i < rows; ++i) from[i] = reinterpret_cast<const uint32_t*>(columns) + (d + i) * kPanel;
-      leaf_.transpose(from, rows, kPanel, reinterpret_cast<uint32_t*>(s_.rows) + d, v);
+      for (int64_t i = 0; i < rows; ++i) from[i] = columns + (d + i) * kPanel;
+      leaf_.transpose(from, rows, kPanel, s_.rows + d, v);
     }
     for (int64_t r = 0; r < count; ++r) {
       const int64_t row = span_.sequence->first_row + span_.first + begin + r;
-      leaf_.narrow_row(s_.rows + r * v, v, out + (row * shape_.num_heads + head_) * v);
+      std::copy_n(s_.rows + r * v, v, out + (row * shape_.num_heads + head_) * v);
     }
   }
 
@@ -270,7 +258,7 @@ void mla_prefill(const Context& ctx, const MlaShape& shape, TensorView q, const 
     Carver carver(scratch + per_thread * size_t(thread));
     const Scratch own(carver, shape, std::min(longest, kSpanRows));
     HeadTask(leaf, shape, *weights.expand.impl(), cache, span, i % shape.num_heads, own)
-        .run(q.as<uint16_t>(), out.as<uint16_t>());
+        .run(q.as<float>(), out.as<float>());
   });
 }
 

@@ -50,6 +50,10 @@ Plan make_plan(const Context& ctx, const SlotSort& sort) {
 // Panels (or pairs of them) that a task takes in a row, so that it can fetch the next while it multiplies one.
 constexpr int64_t kRun = 4;
 
+bool is_fused_slot(const Leaf& leaf, const PackedWeight::Impl& w, std::span<const RowTile> tiles) {
+  return tiles.size() == 1 && is_fused(leaf, w, tiles[0].rows);
+}
+
 // One call of grouped_mlp, in the pieces that its two schedules share.
 struct Mlp {
   const Leaf& leaf;
@@ -59,27 +63,25 @@ struct Mlp {
   int64_t width;
   const TensorView& y;
   Plan plan;
-  uint32_t* packed;  // gathered rows in tile form
-  uint32_t* inner;   // activations between the projections
-  char* scratch;     // per thread
+  float* packed;  // gathered rows in tile form
+  float* inner;   // activations between the projections
+  char* scratch;  // per thread
 
   char* own(int thread) const { return scratch + kScratchBytes * size_t(thread); }
 
   // Gathers the rows of a tile; a tile of one row needs no copy.
   void gather(int64_t i) const {
-    const int64_t hidden = x.dim(1), pairs = num_pairs(hidden);
+    const int64_t hidden = x.dim(1);
     RowTile& tile = plan.tiles[size_t(i)];
-    const uint16_t* from[kTileRows];
+    const float* from[kTileRows];
     for (int64_t r = 0; r < tile.rows; ++r) {
-      from[r] = x.as<uint16_t>() + sort.row_token[size_t(tile.row + r)] * hidden;
+      from[r] = x.as<float>() + sort.row_token[size_t(tile.row + r)] * hidden;
     }
-    plan.inner[size_t(i)] = RowTile{inner + tile.row * (width / 2), tile.row, tile.rows};
-    if (tile.rows == 1 && hidden % 2 == 0) {
-      tile.a = reinterpret_cast<const uint32_t*>(from[0]);
-      return;
-    }
-    uint32_t* out = packed + tile.row * pairs;
-    pack_tile(leaf, from, tile.rows, hidden, out);
+    plan.inner[size_t(i)] = RowTile{inner + tile.row * width, tile.row, tile.rows};
+    tile.a = from[0];
+    if (tile.rows == 1) return;
+    float* out = packed + tile.row * hidden;
+    leaf.transpose(from, tile.rows, hidden, out, tile.rows);
     tile.a = out;
   }
 
@@ -90,12 +92,11 @@ struct Mlp {
       const PanelRange range{experts[size_t(active.slot)]->gate_up.impl(), panel, 2, width / kPanel,
                              panel + 1 < end ? panel + 1 : -1};
       multiply(leaf, range, tiles, own(thread), [&](const RowTile& tile, const float* acc) {
-        alignas(64) uint32_t words[kTileRows * kPanel / 2];
-        const uint32_t* from[kTileRows];
-        leaf.swiglu_tile(acc, acc + tile.rows * kPanel, tile.rows, words);
-        for (int64_t r = 0; r < tile.rows; ++r) from[r] = words + r * kPanel / 2;
-        uint32_t* to = inner + tile.row * (width / 2) + panel * kPanel / 2 * tile.rows;
-        leaf.transpose(from, tile.rows, kPanel / 2, to, tile.rows);
+        alignas(64) float product[kTileRows * kPanel];
+        const float* from[kTileRows];
+        leaf.swiglu_tile(acc, acc + tile.rows * kPanel, tile.rows, product);
+        for (int64_t r = 0; r < tile.rows; ++r) from[r] = product + r * kPanel;
+        leaf.transpose(from, tile.rows, kPanel, inner + tile.row * width + panel * kPanel * tile.rows, tile.rows);
       });
     }
   }
@@ -103,7 +104,7 @@ struct Mlp {
   void down(const Active& active, int64_t begin, int64_t end, int thread) const {
     const auto tiles = plan.inner.subspan(size_t(active.first_tile), size_t(active.tiles));
     const PackedWeight::Impl& w = *experts[size_t(active.slot)]->down.impl();
-    const int64_t hidden = y.dim(1), once = is_fused(w, tiles) ? kRun : 1;
+    const int64_t hidden = y.dim(1), once = is_fused_slot(leaf, w, tiles) ? kRun : 1;
     for (int64_t panel = begin; panel < end; panel += once) {
       PanelRange range{&w, panel, std::min(once, end - panel), 1, panel + once < end ? panel + once : -1};
       range.out = reinterpret_cast<char*>(y.as<float>() + panel * kPanel);
@@ -169,12 +170,12 @@ void mlp_unfused(const Context& ctx, const TensorView& x, const SlotSort& sort,
     const int64_t begin = sort.slot_begin[slot], rows = sort.slot_begin[slot + 1] - begin;
     if (rows == 0) continue;
     const device::WorkspaceScope scope(*ctx.workspace);
-    const TensorView gathered(ctx.workspace->take_array<uint16_t>(size_t(rows * hidden)), DType::kBF16, {rows, hidden});
+    const TensorView gathered(ctx.workspace->take_array<float>(size_t(rows * hidden)), DType::kF32, {rows, hidden});
     const TensorView wide(ctx.workspace->take_array<float>(size_t(rows * 2 * width)), DType::kF32, {rows, 2 * width});
-    const TensorView inner(ctx.workspace->take_array<uint16_t>(size_t(rows * width)), DType::kBF16, {rows, width});
+    const TensorView inner(ctx.workspace->take_array<float>(size_t(rows * width)), DType::kF32, {rows, width});
     for (int64_t r = 0; r < rows; ++r) {
-      std::copy_n(x.as<uint16_t>() + sort.row_token[size_t(begin + r)] * hidden, hidden,
-                  gathered.as<uint16_t>() + r * hidden);
+      std::copy_n(x.as<float>() + sort.row_token[size_t(begin + r)] * hidden, hidden,
+                  gathered.as<float>() + r * hidden);
     }
     cpu::linear(ctx, gathered, experts[slot]->gate_up, wide, false);
     cpu::swiglu(ctx, wide, inner);
@@ -219,8 +220,8 @@ void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::sp
   const device::WorkspaceScope scope(*ctx.workspace);
   const size_t rows = sort.row_token.size();
   Mlp mlp{leaf, x, sort, experts, intermediate, y, make_plan(ctx, sort), nullptr, nullptr, nullptr};
-  mlp.packed = ctx.workspace->take_array<uint32_t>(rows * size_t(num_pairs(x.dim(1))));
-  mlp.inner = ctx.workspace->take_array<uint32_t>(rows * size_t(intermediate / 2));
+  mlp.packed = ctx.workspace->take_array<float>(rows * size_t(x.dim(1)));
+  mlp.inner = ctx.workspace->take_array<float>(rows * size_t(intermediate));
   mlp.scratch = ctx.workspace->take_array<char>(kScratchBytes * size_t(ctx.pool->num_threads()));
   can_balance_whole_slots(ctx, mlp.plan.active) ? run_whole_slots(ctx, mlp) : run_cut_slots(ctx, mlp);
 }
@@ -237,9 +238,9 @@ void combine(const Context& ctx, std::span<const float* const> rows, TensorView 
 size_t moe_workspace_bytes(const Context& ctx, int64_t max_rows, int32_t top_k, int64_t hidden, int64_t intermediate) {
   const int64_t rows = max_rows * top_k;
   const size_t tiles = size_t(num_tiles(rows) + rows) * 2 * sizeof(RowTile) + size_t(rows) * sizeof(Active);
-  const size_t fused = size_t(rows * (num_pairs(hidden) + num_pairs(intermediate))) * sizeof(uint32_t) +
-                       kScratchBytes * size_t(ctx.pool->num_threads());
-  const size_t unfused = size_t(rows * (2 * hidden + 10 * intermediate)) +
+  const size_t fused =
+      size_t(rows * (hidden + intermediate)) * sizeof(float) + kScratchBytes * size_t(ctx.pool->num_threads());
+  const size_t unfused = size_t(rows * (hidden + 3 * intermediate)) * sizeof(float) +
                          cpu::linear_workspace_bytes(ctx, rows, hidden, std::max(hidden, intermediate));
   return tiles + (intermediate % kPanel == 0 ? fused : unfused) + size_t(ctx.pool->num_threads()) * 8 + 1024;
 }

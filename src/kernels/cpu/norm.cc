@@ -28,9 +28,9 @@ void rms_norm(const Context& ctx, TensorView x, int64_t x_row_stride, TensorView
   const Leaf& leaf = leaf_of(ctx);
   const int64_t width = y.dim(1);
   for_rows(ctx, y.dim(0), width, [&](int64_t t) {
-    float* unrounded = y_f32.data() == nullptr ? nullptr : y_f32.as<float>() + t * width;
-    leaf.rms_norm(x.as<float>() + t * x_row_stride, weight.as<float>(), epsilon, width, y.as<uint16_t>() + t * width,
-                  unrounded);
+    float* to = y.as<float>() + t * width;
+    leaf.rms_norm(x.as<float>() + t * x_row_stride, weight.as<float>(), epsilon, width, to, nullptr);
+    if (y_f32.data() != nullptr) std::memcpy(y_f32.as<float>() + t * width, to, size_t(width) * sizeof(float));
   });
 }
 
@@ -39,7 +39,7 @@ void swiglu(const Context& ctx, TensorView gate_up, TensorView y) {
   const int64_t width = y.dim(1);
   for_rows(ctx, y.dim(0), 4 * width, [&](int64_t t) {
     const float* gate = gate_up.as<float>() + t * 2 * width;
-    leaf.swiglu(gate, gate + width, width, y.as<uint16_t>() + t * width);
+    leaf.swiglu(gate, gate + width, width, y.as<float>() + t * width);
   });
 }
 

@@ -10,18 +10,6 @@ namespace {
 
 using device::DType;
 
-int64_t panel_bytes(const PackedWeight::Impl& w) {
-  return num_pairs(w.k) * kPanel * (w.dtype == DType::kF8E4M3 ? 2 : 4);
-}
-
-const char* panel_at(const PackedWeight::Impl& w, int64_t panel) {
-  return static_cast<const char*>(w.values.data()) + panel * panel_bytes(w);
-}
-
-const float* scales_at(const PackedWeight::Impl& w, int64_t panel) {
-  return static_cast<const float*>(w.scales.data()) + panel * w.num_segments() * w.scale_width;
-}
-
 void multiply_fused(const Leaf& leaf, const PanelRange& range, const RowTile& tile, const TileSink& sink) {
   const PackedWeight::Impl& w = *range.w;
   alignas(64) float acc[kMaxPanels * kTileRows * kPanel];
@@ -32,7 +20,7 @@ void multiply_fused(const Leaf& leaf, const PanelRange& range, const RowTile& ti
   args.w = panel_at(w, range.first);
   args.w_panel_stride = panel_bytes(w) * range.step;
   args.panels = range.panels;
-  args.pair_ends = w.pair_ends.data();
+  args.ends = w.segment_ends();
   args.segments = w.num_segments();
   args.scales = scales_at(w, range.first);
   args.scale_panel_stride = w.num_segments() * w.scale_width * range.step;
@@ -50,12 +38,12 @@ void multiply_bf16(const Leaf& leaf, const PanelRange& range, std::span<const Ro
     args.a = tile.a;
     args.a_stride = tile.rows;
     args.rows = tile.rows;
-    args.pair_ends = w.pair_ends.data();
+    args.ends = w.segment_ends();
     args.segments = 1;
     for (int64_t p = 0; p < range.panels; ++p) {
       args.w = panel_at(w, range.first + p * range.step);
       args.acc = acc + p * tile.rows * kPanel;
-      leaf.tile(args);
+      leaf.tile_bf16(args);
     }
     sink(tile, acc);
   }
@@ -84,58 +72,50 @@ void prefetch_output(const PanelRange& range, const RowTile& tile) {
   }
 }
 
-// Segments [begin, return) fill at most kChunkPairs pairs (one segment at least: it has 64 pairs at most).
-int64_t chunk_end(const PackedWeight::Impl& w, int64_t begin, int64_t first_pair) {
+// Segments [begin, return) fill at most kChunkInputs inputs (one segment at least: it has 128 inputs at most).
+int64_t chunk_end(const PackedWeight::Impl& w, int64_t begin) {
   int64_t end = begin + 1;
-  while (end < w.num_segments() && w.pair_ends[size_t(end)] - first_pair <= kChunkPairs) ++end;
+  while (end < w.num_segments() && w.segment_ends()[end] - w.segments[size_t(begin)] <= kChunkInputs) ++end;
   return end;
 }
 
-// FP8 panels are widened once per chunk of K, while the first tile is multiplied, and used by every tile of the batch.
+// FP8 panels are widened once per chunk of K and used by every tile of the batch.
 void multiply_widened(const Leaf& leaf, const PanelRange& range, std::span<const RowTile> tiles, void* scratch,
                       const TileSink& sink) {
   const PackedWeight::Impl& w = *range.w;
-  uint32_t* wide = static_cast<uint32_t*>(scratch);
-  float* sums = reinterpret_cast<float*>(wide + 2 * kChunkPairs * kPanel);
+  float* wide = static_cast<float*>(scratch);
+  float* sums = wide + 2 * kChunkInputs * kPanel;
   CHECK(range.panels <= 2 && int64_t(tiles.size()) <= kBatchTiles);
-  int64_t first_pair = 0;
-  for (int64_t segment = 0; segment < w.num_segments();) {
-    const int64_t end = chunk_end(w, segment, first_pair), last_pair = w.pair_ends[size_t(end) - 1];
+  for (int64_t segment = 0, end = 0; segment < w.num_segments(); segment = end) {
+    end = chunk_end(w, segment);
+    const int64_t first = w.segments[size_t(segment)], inputs = w.segments[size_t(end)] - first;
     const bool whole = segment == 0 && end == w.num_segments();
+    for (int64_t p = 0; p < range.panels; ++p) {
+      const char* panel = panel_at(w, range.first + p * range.step) + first * kPanel;
+      leaf.widen(reinterpret_cast<const uint8_t*>(panel), inputs, wide + p * kChunkInputs * kPanel);
+    }
     float* acc = sums;
     for (size_t i = 0; i < tiles.size(); ++i) {
       const RowTile& tile = tiles[i];
       if (segment == 0) prefetch_next(range, int64_t(i), int64_t(tiles.size()));
       if (end == w.num_segments()) prefetch_output(range, tile);
       TileArgs args{};
-      args.a = tile.a + first_pair * tile.rows;
-      args.a_stride = tile.rows;
-      args.rows = tile.rows;
-      args.first_pair = first_pair;
-      args.pair_ends = w.pair_ends.data() + segment;
+      args.a = tile.a + first * tile.rows;
+      args.a_stride = args.rows = tile.rows;
+      args.first_input = first;
+      args.ends = w.segment_ends() + segment;
       args.segments = end - segment;
-      args.panels = 1;
       args.scale_width = w.scale_width;
       args.accumulate = segment != 0;
       for (int64_t p = 0; p < range.panels; ++p) {
-        const int64_t panel = range.first + p * range.step;
-        uint32_t* own = wide + p * kChunkPairs * kPanel;
-        args.scales = scales_at(w, panel) + segment * w.scale_width;
+        args.scales = scales_at(w, range.first + p * range.step) + segment * w.scale_width;
         args.acc = acc + p * tile.rows * kPanel;
-        if (i == 0) {
-          args.w = panel_at(w, panel) + first_pair * 2 * kPanel;
-          args.wide = own;
-          leaf.tile_f8(args);
-        } else {
-          args.w = own;
-          leaf.tile(args);
-        }
+        args.w = wide + p * kChunkInputs * kPanel;
+        leaf.tile_f32(args);
       }
       if (end == w.num_segments()) sink(tile, acc);
       if (!whole) acc += range.panels * tile.rows * kPanel;
     }
-    segment = end;
-    first_pair = last_pair;
   }
 }
 
@@ -144,8 +124,8 @@ void multiply_widened(const Leaf& leaf, const PanelRange& range, std::span<const
 const Leaf& leaf_of(const Context& ctx) {
   switch (ctx.isa) {
     case Isa::kAvx2: return kLeafAvx2;
-    case Isa::kAvx512: return kLeafAvx512;
-    case Isa::kAvx512Bf16: return kLeafAvx512Bf16;
+    case Isa::kAvx512:
+    case Isa::kAvx512Bf16: return kLeafAvx512;
   }
   CHECK(false);
   return kLeafAvx2;
@@ -159,25 +139,25 @@ RowTile tile_at(int64_t rows, int64_t i) {
   return tile;
 }
 
-void pack_tile(const Leaf& leaf, const uint16_t* const* rows, int64_t count, int64_t width, uint32_t* out) {
-  const uint32_t* words[kTileRows];
-  for (int64_t r = 0; r < count; ++r) words[r] = reinterpret_cast<const uint32_t*>(rows[r]);
-  if (width % 2 == 0) return leaf.transpose(words, count, width / 2, out, count);
-  for (int64_t pair = 0; pair < num_pairs(width); ++pair) {  // odd rows are not aligned to words
-    for (int64_t r = 0; r < count; ++r) {
-      const uint32_t low = rows[r][2 * pair], high = 2 * pair + 1 < width ? rows[r][2 * pair + 1] : 0;
-      out[pair * count + r] = low | high << 16;
-    }
-  }
+int64_t panel_bytes(const PackedWeight::Impl& w) {
+  return num_pairs(w.k) * kPanel * (w.dtype == DType::kF8E4M3 ? 2 : 4);
 }
 
-bool is_fused(const PackedWeight::Impl& w, std::span<const RowTile> tiles) {
-  return w.dtype == DType::kF8E4M3 && tiles.size() == 1;
+const char* panel_at(const PackedWeight::Impl& w, int64_t panel) {
+  return static_cast<const char*>(w.values.data()) + panel * panel_bytes(w);
+}
+
+const float* scales_at(const PackedWeight::Impl& w, int64_t panel) {
+  return static_cast<const float*>(w.scales.data()) + panel * w.num_segments() * w.scale_width;
+}
+
+bool is_fused(const Leaf& leaf, const PackedWeight::Impl& w, int64_t rows) {
+  return w.dtype == DType::kF8E4M3 && rows <= leaf.max_f8_rows;
 }
 
 void multiply(const Leaf& leaf, const PanelRange& range, std::span<const RowTile> tiles, void* scratch,
               const TileSink& sink) {
-  if (is_fused(*range.w, tiles)) return multiply_fused(leaf, range, tiles[0], sink);
+  if (tiles.size() == 1 && is_fused(leaf, *range.w, tiles[0].rows)) return multiply_fused(leaf, range, tiles[0], sink);
   if (range.w->dtype != DType::kF8E4M3) return multiply_bf16(leaf, range, tiles, sink);
   for (size_t i = 0; i < tiles.size(); i += kBatchTiles) {
     multiply_widened(leaf, range, tiles.subspan(i, std::min(size_t(kBatchTiles), tiles.size() - i)), scratch, sink);

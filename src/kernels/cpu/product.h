@@ -11,9 +11,9 @@ namespace tandem::kernels::cpu {
 
 const Leaf& leaf_of(const Context& ctx);
 
-// Up to kTileRows rows of activations, [pairs][rows] words; `row` is the first one's index in the caller's matrix.
+// Up to kTileRows rows of activations, [inputs][rows]; `row` is the first one's index in the caller's matrix.
 struct RowTile {
-  const uint32_t* a = nullptr;
+  const float* a = nullptr;
   int32_t row = 0;
   int32_t rows = 0;
 };
@@ -24,17 +24,19 @@ inline int64_t num_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRo
 // Tile i of `rows` rows in num_tiles(rows) tiles of nearly equal size; `a` is left null.
 RowTile tile_at(int64_t rows, int64_t i);
 
-// Rows of bf16 into a tile. An odd width is padded with zero.
-void pack_tile(const Leaf& leaf, const uint16_t* const* rows, int64_t count, int64_t width, uint32_t* out);
+// Panels as they lie in memory.
+int64_t panel_bytes(const PackedWeight::Impl& w);
+const char* panel_at(const PackedWeight::Impl& w, int64_t panel);
+const float* scales_at(const PackedWeight::Impl& w, int64_t panel);
 
 // Per-thread scratch of multiply().
 inline constexpr int64_t kMaxPanels = 4;
-inline constexpr int64_t kChunkPairs = 1024;  // of widened FP8 held at once: 128 KiB a panel, half of an L2 for two
-inline constexpr int64_t kBatchTiles = 64;    // tiles that keep partial sums while K is walked in chunks
+inline constexpr int64_t kChunkInputs = 1024;  // of widened FP8 held at once: 128 KiB a panel, half of an L2 for two
+inline constexpr int64_t kBatchTiles = 64;     // tiles that keep partial sums while K is walked in chunks
 inline constexpr size_t kScratchBytes =
-    2 * (kChunkPairs * kPanel * sizeof(uint32_t) + kBatchTiles * kTileRows * kPanel * sizeof(float));
+    2 * (kChunkInputs * kPanel * sizeof(float) + kBatchTiles * kTileRows * kPanel * sizeof(float));
 
-// `panels` panels of w: first, first + step, ... Up to kMaxPanels where one fused tile is multiplied, else up to 2.
+// `panels` panels of w: first, first + step, ... Up to kMaxPanels where is_fused, else up to 2.
 struct PanelRange {
   const PackedWeight::Impl* w = nullptr;
   int64_t first = 0, panels = 1, step = 1;
@@ -60,8 +62,8 @@ class TileSink {
   void (*call_)(const void*, const RowTile&, const float*);
 };
 
-// True where FP8 is widened in registers: one pass over the weight serves all rows.
-bool is_fused(const PackedWeight::Impl& w, std::span<const RowTile> tiles);
+// True where FP8 is widened in registers for these many rows: one pass over the weight serves all of them.
+bool is_fused(const Leaf& leaf, const PackedWeight::Impl& w, int64_t rows);
 void multiply(const Leaf& leaf, const PanelRange& range, std::span<const RowTile> tiles, void* scratch,
               const TileSink& sink);
 

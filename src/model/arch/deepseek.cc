@@ -1,8 +1,10 @@
 #include "model/arch/deepseek.h"
 
+#include <array>
 #include <cstring>
 
 #include "kernels/norm.h"
+#include "model/arch/batch_split.h"
 #include "model/arch/deepseek_weights.h"
 #include "model/weights/rope_table.h"
 
@@ -47,6 +49,7 @@ class DeepseekModel final : public Model {
         exchange_(std::move(rank.exchange)),
         clock_(rank.clock),
         fakes_routing_(options.experts.dispatch == experts::DispatchAlgorithm::kFake),
+        splitter_(options.limits.max_sequences, options.experts.two_batch_threshold),
         workspace_(device::Device::kCpu, size_t(deepseek_workspace_bytes(config_, options, rank.num_threads))),
         ctx_{options.backend, options.isa, &pool_, &workspace_} {
     CHECK((slots_ == nullptr) == (exchange_ == nullptr));
@@ -60,12 +63,31 @@ class DeepseekModel final : public Model {
                  const std::function<void(int32_t)>& layer_done) override;
 
  private:
-  struct Step {
+  // A run of the batch's rows that goes through the layers together: the whole batch, or one half of it.
+  struct Part {
+    Part(const ForwardBatch& of, kv::KvStorage& rows_in) : batch(of), cache(rows_in) {}
+
     const ForwardBatch& batch;
     kv::KvStorage& cache;
-    const std::function<void(int32_t)>& layer_done;
-    int64_t rows;
-    TensorView hidden;  // [T, H] f32, the residual stream
+    const std::function<void(int32_t)>* layer_done = nullptr;  // of the part that writes the layer's last rows
+    std::span<const kernels::SequenceSpan> sequences;          // first_row counts from the part's first
+    int64_t first_row = 0, rows = 0;
+    int32_t channel = 0;
+    // Views of the step's memory, [rows, ...]; f32 but x.
+    TensorView hidden;             // the residual stream
+    TensorView x, x_f32;           // normalised input of the layer's MLP; one and the same where activations are f32
+    TensorView ids, gate_weights;  // choices of experts, later of slots
+    std::span<const float*> results;
+    int32_t waits_for_layer = -1;  // whose expert results are under way; -1: none
+
+    std::span<const int32_t> of_rows(std::span<const int32_t> all) const {
+      return all.subspan(size_t(first_row), size_t(rows));
+    }
+  };
+  // The memory of a step that lives as long as the part.
+  struct StepMemory {
+    TensorView hidden, x, x_f32, ids, gate_weights;
+    const float** results = nullptr;
   };
 
   // Unclear memory of the step, gone when its scope ends.
@@ -76,15 +98,18 @@ class DeepseekModel final : public Model {
   }
 
   void check(const ForwardBatch& batch, const kv::KvStorage& cache) const;
-  void attention(int32_t layer, const Step& step);
-  TensorView project(const AttentionWeights& w, int32_t layer, const Step& step);
+  StepMemory take_step_memory(int64_t rows);
+  Part make_part(const ForwardBatch& batch, kv::KvStorage& cache, const StepMemory& memory,
+                 const BatchPart& rows) const;
+  void attention(int32_t layer, const Part& part);
+  TensorView project(const AttentionWeights& w, int32_t layer, const Part& part);
   void dense_mlp(const kernels::ExpertWeights& w, int32_t width, TensorView x, TensorView hidden);
-  Status mlp(int32_t layer, const Step& step);
-  Status expert_mlp(int32_t layer, const Step& step, TensorView x, TensorView x_f32);
-  void choose_slots(int32_t layer, const Step& step, TensorView ids) const;
-  Result<parallel::ReceivedRows> receive();
-  Status receive_results(std::span<const float*> rows);
-  void logits(const Step& step);
+  void begin_mlp(int32_t layer, Part& part);
+  Status run_experts(int32_t layer, const Part& part);
+  Status finish_mlp(Part& part);
+  void choose_slots(int32_t layer, const Part& part) const;
+  Result<parallel::ReceivedRows> receive(int32_t channel);
+  void logits(const ForwardBatch& batch, TensorView hidden_rows);
 
   const std::shared_ptr<const DeepseekShared> shared_;
   const ModelConfig& config_;  // shared_'s, as weights_ are
@@ -96,6 +121,7 @@ class DeepseekModel final : public Model {
   const std::unique_ptr<parallel::ExpertExchange> exchange_;
   const Clock* const clock_;
   const bool fakes_routing_;
+  BatchSplitter splitter_;
   device::Workspace workspace_;
   const Context ctx_;
 };
@@ -109,46 +135,95 @@ void DeepseekModel::check(const ForwardBatch& batch, const kv::KvStorage& cache)
   CHECK(batch.logit_rows.empty() || batch.logits);
   CHECK(cache.layout().num_layers == config_.num_layers);
   CHECK(cache.layout().row_width == shape_.row_width());
-  CHECK(cache.layout().dtype == ctx_.act_dtype());
+  CHECK(cache.layout().dtype == DType::kBF16 || cache.layout().dtype == DType::kF32);
   for (const kernels::SequenceSpan& sequence : batch.sequences) {
     CHECK(int64_t(sequence.prefix_len) + sequence.num_rows <= limits_.max_context);
   }
 }
 
+DeepseekModel::StepMemory DeepseekModel::take_step_memory(int64_t rows) {
+  StepMemory memory;
+  memory.hidden = f32(rows, config_.hidden_size);
+  memory.x = act(rows, config_.hidden_size);
+  if (slots_ == nullptr) return memory;
+  memory.x_f32 = memory.x.dtype() == DType::kF32 ? memory.x : f32(rows, config_.hidden_size);
+  memory.ids = take(DType::kI32, rows, config_.gate.top_k);
+  memory.gate_weights = f32(rows, config_.gate.top_k);
+  memory.results = workspace_.take_array<const float*>(size_t(rows * config_.gate.top_k));
+  return memory;
+}
+
+DeepseekModel::Part DeepseekModel::make_part(const ForwardBatch& batch, kv::KvStorage& cache, const StepMemory& memory,
+                                             const BatchPart& rows) const {
+  const auto part_of = [&](const TensorView& all) {
+    if (all.data() == nullptr) return TensorView();
+    const int64_t width = all.dim(1);
+    return TensorView(all.as<std::byte>() + rows.first_row * width * int64_t(size_of(all.dtype())), all.dtype(),
+                      {rows.rows, width});
+  };
+  Part part{batch, cache};
+  part.sequences = rows.sequences;
+  part.first_row = rows.first_row;
+  part.rows = rows.rows;
+  part.hidden = part_of(memory.hidden);
+  part.x = part_of(memory.x);
+  part.x_f32 = part_of(memory.x_f32);
+  part.ids = part_of(memory.ids);
+  part.gate_weights = part_of(memory.gate_weights);
+  const size_t top_k = size_t(config_.gate.top_k);
+  if (memory.results) part.results = {memory.results + size_t(rows.first_row) * top_k, size_t(rows.rows) * top_k};
+  return part;
+}
+
+// Per layer and half: results of the layer before come in, attention, gate, rows go out; then each half's experts. With
+// two halves the rows and results of one travel while the other computes.
 Status DeepseekModel::forward(const ForwardBatch& batch, kv::KvStorage& cache,
                               const std::function<void(int32_t)>& layer_done) {
   check(batch, cache);
   workspace_.reset();
-  const int64_t rows = int64_t(batch.token_ids.size());
-  const Step step{batch, cache, layer_done, rows, f32(rows, config_.hidden_size)};
+  const StepMemory memory = take_step_memory(int64_t(batch.token_ids.size()));
   const TensorView table(weights_.embedding.data(), weights_.embedding_dtype,
                          {config_.vocab_size, config_.hidden_size});
-  if (rows > 0) kernels::embed(ctx_, batch.token_ids, table, step.hidden);
+  if (!batch.token_ids.empty()) kernels::embed(ctx_, batch.token_ids, table, memory.hidden);
+  const std::span<const BatchPart> halves = splitter_.split(batch);
+  std::array<Part, 2> parts = {make_part(batch, cache, memory, halves.front()),
+                               make_part(batch, cache, memory, halves.back())};
+  const std::span<Part> running(parts.data(), halves.size());
+  parts[1].channel = 1;
+  if (layer_done) running.back().layer_done = &layer_done;
   for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
-    if (rows > 0) attention(layer, step);
-    RETURN_IF_ERROR(mlp(layer, step));
+    for (Part& part : running) {
+      RETURN_IF_ERROR(finish_mlp(part));
+      if (part.rows > 0) attention(layer, part);
+      begin_mlp(layer, part);
+    }
+    for (Part& part : running) {
+      if (part.waits_for_layer == layer) RETURN_IF_ERROR(run_experts(layer, part));
+    }
   }
-  if (!batch.logit_rows.empty()) logits(step);
+  for (Part& part : running) RETURN_IF_ERROR(finish_mlp(part));
+  if (!batch.logit_rows.empty()) logits(batch, memory.hidden);
   return Ok{};
 }
 
 // From the residual stream to rotated queries; on the way the latents go into the cache.
-TensorView DeepseekModel::project(const AttentionWeights& w, int32_t layer, const Step& step) {
-  const int64_t rows = step.rows, q_cols = int64_t(shape_.num_heads) * (shape_.nope_dim + shape_.rope_dim);
+TensorView DeepseekModel::project(const AttentionWeights& w, int32_t layer, const Part& part) {
+  const int64_t rows = part.rows, q_cols = int64_t(shape_.num_heads) * (shape_.nope_dim + shape_.rope_dim);
   const TensorView q_out = act(rows, q_cols);
   const WorkspaceScope scope(workspace_);
   const TensorView x = act(rows, config_.hidden_size);
-  kernels::rms_norm(ctx_, step.hidden, config_.hidden_size, w.input_norm.view(), config_.rms_norm_eps, x, {});
+  kernels::rms_norm(ctx_, part.hidden, config_.hidden_size, w.input_norm.view(), config_.rms_norm_eps, x, {});
   const int64_t q_lora = config_.q_lora_rank, width = q_lora + shape_.row_width();
   const TensorView down = f32(rows, width);
   kernels::linear(ctx_, x, w.down, down);
 
-  const kv::KvLayout& layout = step.cache.layout();
-  const kernels::PagedCache cache{step.cache.layer_base(layer), layout.dtype, layout.block_tokens, layout.num_blocks};
+  const kv::KvLayout& layout = part.cache.layout();
+  const kernels::PagedCache cache{part.cache.layer_base(layer), layout.dtype, layout.block_tokens, layout.num_blocks};
   const TensorView kv_a(down.as<float>() + q_lora, DType::kF32, {rows, shape_.row_width()});
-  kernels::mla_write_cache(ctx_, shape_, kv_a, width, w.kv_a_norm.view(), config_.rms_norm_eps, step.batch.positions,
-                           step.batch.slots, shared_->rope.table(), cache);
-  if (step.layer_done) step.layer_done(layer);
+  kernels::mla_write_cache(ctx_, shape_, kv_a, width, w.kv_a_norm.view(), config_.rms_norm_eps,
+                           part.of_rows(part.batch.positions), part.of_rows(part.batch.slots), shared_->rope.table(),
+                           cache);
+  if (part.layer_done) (*part.layer_done)(layer);
 
   const TensorView q = f32(rows, q_cols);
   if (q_lora > 0) {
@@ -162,23 +237,23 @@ TensorView DeepseekModel::project(const AttentionWeights& w, int32_t layer, cons
   const int64_t heads = shape_.num_heads, head_dim = shape_.nope_dim + shape_.rope_dim;
   const TensorView q_in(q.data(), DType::kF32, {rows, heads, head_dim});
   const TensorView rotated(q_out.data(), q_out.dtype(), {rows, heads, head_dim});
-  kernels::mla_rope_q(ctx_, shape_, q_in, step.batch.positions, shared_->rope.table(), rotated);
+  kernels::mla_rope_q(ctx_, shape_, q_in, part.of_rows(part.batch.positions), shared_->rope.table(), rotated);
   return rotated;
 }
 
-void DeepseekModel::attention(int32_t layer, const Step& step) {
+void DeepseekModel::attention(int32_t layer, const Part& part) {
   const AttentionWeights& w = weights_.attention[size_t(layer)];
   const WorkspaceScope scope(workspace_);
-  const TensorView q = project(w, layer, step);
-  const TensorView out = act(step.rows, int64_t(shape_.num_heads) * shape_.v_dim);
-  const kv::KvLayout& layout = step.cache.layout();
-  const kernels::PagedCache cache{step.cache.layer_base(layer), layout.dtype, layout.block_tokens, layout.num_blocks};
-  if (step.batch.phase == Phase::kPrefill) {
-    kernels::mla_prefill(ctx_, shape_, q, w.kv_up, cache, step.batch.sequences, out);
+  const TensorView q = project(w, layer, part);
+  const TensorView out = act(part.rows, int64_t(shape_.num_heads) * shape_.v_dim);
+  const kv::KvLayout& layout = part.cache.layout();
+  const kernels::PagedCache cache{part.cache.layer_base(layer), layout.dtype, layout.block_tokens, layout.num_blocks};
+  if (part.batch.phase == Phase::kPrefill) {
+    kernels::mla_prefill(ctx_, shape_, q, w.kv_up, cache, part.sequences, out);
   } else {
-    kernels::mla_decode(ctx_, shape_, q, w.kv_up, cache, step.batch.sequences, out);
+    kernels::mla_decode(ctx_, shape_, q, w.kv_up, cache, part.sequences, out);
   }
-  kernels::linear_add(ctx_, out, w.output, step.hidden);
+  kernels::linear_add(ctx_, out, w.output, part.hidden);
 }
 
 void DeepseekModel::dense_mlp(const kernels::ExpertWeights& w, int32_t width, TensorView x, TensorView hidden) {
@@ -190,60 +265,63 @@ void DeepseekModel::dense_mlp(const kernels::ExpertWeights& w, int32_t width, Te
   kernels::linear_add(ctx_, product, w.down, hidden);
 }
 
-Status DeepseekModel::mlp(int32_t layer, const Step& step) {
+// Up to where rows leave for their experts; a dense layer is done with it.
+void DeepseekModel::begin_mlp(int32_t layer, Part& part) {
   const MlpWeights& w = weights_.mlp[size_t(layer)];
-  const WorkspaceScope scope(workspace_);
   const bool routed = slots_ != nullptr && slots_->has_experts(layer);
-  if (step.rows == 0 && !routed) return Ok{};
-  const TensorView x = act(step.rows, config_.hidden_size);
-  const TensorView x_f32 = routed ? f32(step.rows, config_.hidden_size) : TensorView();
-  if (step.rows > 0) {
-    kernels::rms_norm(ctx_, step.hidden, config_.hidden_size, w.norm.view(), config_.rms_norm_eps, x, x_f32);
+  if (part.rows == 0 && !routed) return;
+  const bool wants_f32 = routed && part.x_f32.data() != part.x.data();
+  if (part.rows > 0) {
+    kernels::rms_norm(ctx_, part.hidden, config_.hidden_size, w.norm.view(), config_.rms_norm_eps, part.x,
+                      wants_f32 ? part.x_f32 : TensorView());
   }
-  if (routed) return expert_mlp(layer, step, x, x_f32);
-  dense_mlp(w.always, w.always_width, x, step.hidden);
-  return Ok{};
-}
-
-// gate -> slots -> rows travel to their experts' ranks, the shared experts run meanwhile -> experts -> results travel
-// back -> combine.
-Status DeepseekModel::expert_mlp(int32_t layer, const Step& step, TensorView x, TensorView x_f32) {
-  const MlpWeights& w = weights_.mlp[size_t(layer)];
-  const int64_t top_k = config_.gate.top_k;
-  const TensorView ids = take(DType::kI32, step.rows, top_k);
-  const TensorView gate_weights = f32(step.rows, top_k);
-  if (step.rows > 0) {
+  if (!routed) return dense_mlp(w.always, w.always_width, part.x, part.hidden);
+  if (part.rows > 0) {
     const WorkspaceScope scope(workspace_);
     const TensorView bias = w.bias.rows > 0 ? w.bias.view() : TensorView();
-    kernels::gate(ctx_, config_.gate, x_f32, w.router.view(), bias, ids, gate_weights);
+    kernels::gate(ctx_, config_.gate, part.x_f32, w.router.view(), bias, part.ids, part.gate_weights);
   }
-  choose_slots(layer, step, ids);
-  exchange_->post_dispatch(0, {step.batch.step, layer}, step.batch.exchange_mode, x, ids);
-  if (w.always_width > 0 && step.rows > 0) dense_mlp(w.always, w.always_width, x, step.hidden);
+  choose_slots(layer, part);
+  exchange_->post_dispatch(part.channel, {part.batch.step, layer}, part.batch.exchange_mode, part.x, part.ids);
+  part.waits_for_layer = layer;
+}
 
-  const std::span<const float*> rows(workspace_.take_array<const float*>(size_t(step.rows * top_k)),
-                                     size_t(step.rows * top_k));
-  ASSIGN_OR_RETURN(const parallel::ReceivedRows received, receive());
+// The shared experts while rows travel, then this rank's slots on the rows of all ranks.
+Status DeepseekModel::run_experts(int32_t layer, const Part& part) {
+  const MlpWeights& w = weights_.mlp[size_t(layer)];
+  if (w.always_width > 0 && part.rows > 0) dense_mlp(w.always, w.always_width, part.x, part.hidden);
+  ASSIGN_OR_RETURN(const parallel::ReceivedRows received, receive(part.channel));
   if (received.results.dim(0) > 0) {
     const WorkspaceScope scope(workspace_);
     kernels::grouped_mlp(ctx_, received.rows, received.sort, slots_->weights(layer), config_.moe_intermediate_size,
                          received.results);
   }
-  exchange_->post_results(0);
-  RETURN_IF_ERROR(receive_results(rows));
-  if (step.rows > 0) kernels::combine(ctx_, rows, gate_weights, step.hidden);
+  exchange_->post_results(part.channel);
+  return Ok{};
+}
+
+// Adds the results of the layer that the part waits for, if any.
+Status DeepseekModel::finish_mlp(Part& part) {
+  if (part.waits_for_layer < 0) return Ok{};
+  part.waits_for_layer = -1;
+  for (;;) {
+    ASSIGN_OR_RETURN(const bool complete, exchange_->poll_results(part.channel, clock_->now(), part.results));
+    if (complete) break;
+    exchange_->wait(part.channel, kExchangeLook);
+  }
+  if (part.rows > 0) kernels::combine(ctx_, part.results, part.gate_weights, part.hidden);
   return Ok{};
 }
 
 // Counts logical experts, then turns them into slots in place.
-void DeepseekModel::choose_slots(int32_t layer, const Step& step, TensorView ids) const {
+void DeepseekModel::choose_slots(int32_t layer, const Part& part) const {
   const experts::LayerDispatch& dispatch = slots_->layer(layer).dispatch;
   const int64_t top_k = config_.gate.top_k;
-  int32_t* id = ids.as<int32_t>();
-  int32_t* counts = step.batch.expert_counts;
+  int32_t* id = part.ids.as<int32_t>();
+  int32_t* counts = part.batch.expert_counts;
   if (counts) counts += int64_t(layer) * config_.num_routed_experts;
-  const uint64_t seed = step.batch.step * uint64_t(config_.num_layers) + uint64_t(layer);
-  for (int64_t token = 0; token < step.rows; ++token) {
+  const uint64_t seed = part.batch.step * uint64_t(config_.num_layers) + uint64_t(layer);
+  for (int64_t token = part.first_row; token < part.first_row + part.rows; ++token) {
     // A benchmark aid: any top_k different experts, evenly.
     const uint32_t first = experts::draw_of(seed, uint64_t(token), 0);
     for (int64_t k = 0; k < top_k; ++k, ++id) {
@@ -254,36 +332,29 @@ void DeepseekModel::choose_slots(int32_t layer, const Step& step, TensorView ids
   }
 }
 
-Result<parallel::ReceivedRows> DeepseekModel::receive() {
+Result<parallel::ReceivedRows> DeepseekModel::receive(int32_t channel) {
   for (;;) {
-    ASSIGN_OR_RETURN(const std::optional<parallel::ReceivedRows> received, exchange_->poll_received(0, clock_->now()));
+    ASSIGN_OR_RETURN(const std::optional<parallel::ReceivedRows> received,
+                     exchange_->poll_received(channel, clock_->now()));
     if (received) return *received;
-    exchange_->wait(0, kExchangeLook);
+    exchange_->wait(channel, kExchangeLook);
   }
 }
 
-Status DeepseekModel::receive_results(std::span<const float*> rows) {
-  for (;;) {
-    ASSIGN_OR_RETURN(const bool complete, exchange_->poll_results(0, clock_->now(), rows));
-    if (complete) return Ok{};
-    exchange_->wait(0, kExchangeLook);
-  }
-}
-
-void DeepseekModel::logits(const Step& step) {
+void DeepseekModel::logits(const ForwardBatch& batch, TensorView hidden_rows) {
   const WorkspaceScope scope(workspace_);
-  const int64_t rows = int64_t(step.batch.logit_rows.size()), hidden = config_.hidden_size;
+  const int64_t rows = int64_t(batch.logit_rows.size()), hidden = config_.hidden_size;
   const TensorView chosen = f32(rows, hidden);
   for (int64_t i = 0; i < rows; ++i) {
-    const int32_t row = step.batch.logit_rows[size_t(i)];
+    const int32_t row = batch.logit_rows[size_t(i)];
     CHECK(row >= 0);
-    CHECK(row < step.rows);
-    std::memcpy(chosen.as<float>() + i * hidden, step.hidden.as<float>() + row * hidden,
+    CHECK(row < hidden_rows.dim(0));
+    std::memcpy(chosen.as<float>() + i * hidden, hidden_rows.as<float>() + row * hidden,
                 size_t(hidden) * sizeof(float));
   }
   const TensorView x = act(rows, hidden);
   kernels::rms_norm(ctx_, chosen, hidden, weights_.final_norm.view(), config_.rms_norm_eps, x, {});
-  kernels::linear(ctx_, x, weights_.head, TensorView(step.batch.logits, DType::kF32, {rows, config_.vocab_size}));
+  kernels::linear(ctx_, x, weights_.head, TensorView(batch.logits, DType::kF32, {rows, config_.vocab_size}));
 }
 
 }  // namespace

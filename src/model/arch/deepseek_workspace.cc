@@ -17,10 +17,7 @@ class Sizes {
   Sizes(const ModelConfig& config, const LoadOptions& options, const kernels::Context& ctx)
       : c_(config), options_(options), ctx_(ctx), rows_(options.limits.max_tokens), limits_(options.limits) {}
 
-  int64_t total() const {
-    const int64_t hidden = f32(rows_, c_.hidden_size);
-    return hidden + std::max({attention(), mlp(), logits()});
-  }
+  int64_t total() const { return step_memory() + std::max({attention(), mlp(), logits()}); }
 
  private:
   int64_t round(int64_t bytes) const { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -28,6 +25,13 @@ class Sizes {
   int64_t act(int64_t rows, int64_t cols) const { return round(rows * cols * int64_t(size_of(ctx_.act_dtype()))); }
   int64_t linear(int64_t rows, int64_t n, int64_t k) const {
     return int64_t(kernels::linear_workspace_bytes(ctx_, rows, n, k));
+  }
+
+  // What lives through the step: residual stream, normalised input, choices, pointers to results.
+  int64_t step_memory() const {
+    const int64_t always = f32(rows_, c_.hidden_size) + act(rows_, c_.hidden_size), top_k = c_.gate.top_k;
+    if (c_.num_routed_experts == 0) return always;
+    return always + f32(rows_, c_.hidden_size) + f32(rows_, top_k) * 2 + round(rows_ * top_k * int64_t(sizeof(float*)));
   }
 
   int64_t attention() const {
@@ -51,7 +55,7 @@ class Sizes {
            std::max(linear(rows_, 2 * width, c_.hidden_size), linear(rows_, c_.hidden_size, width));
   }
 
-  // Choices, pointers to results, and the larger of what runs while rows travel and what runs on them.
+  // The larger of what runs while rows travel and what runs on them.
   int64_t routed() const {
     const int64_t shared = dense(int64_t(c_.num_shared_experts) * c_.moe_intermediate_size);
     if (c_.num_routed_experts == 0) return 0;
@@ -60,12 +64,10 @@ class Sizes {
     const int64_t here = std::min<int64_t>(top_k, topology.slots_per_rank);  // choices of a token on one rank
     const auto grouped = int64_t(kernels::moe_workspace_bytes(ctx_, received, int32_t(here), topology.slots_per_rank,
                                                               c_.hidden_size, c_.moe_intermediate_size));
-    return f32(rows_, top_k) * 2 + round(rows_ * top_k * int64_t(sizeof(float*))) + std::max(shared, grouped);
+    return std::max(shared, grouped);
   }
 
-  int64_t mlp() const {
-    return act(rows_, c_.hidden_size) + f32(rows_, c_.hidden_size) + std::max(dense(c_.intermediate_size), routed());
-  }
+  int64_t mlp() const { return std::max(dense(c_.intermediate_size), routed()); }
 
   int64_t logits() const {
     const int64_t rows = limits_.max_logit_rows;

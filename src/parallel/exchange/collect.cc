@@ -74,6 +74,7 @@ ReceivedRows Collector::finish() {
   const int32_t slots = shape_.slots_per_rank;
   for (int32_t s = 0; s < slots; ++s) slot_begin_[size_t(s) + 1] += slot_begin_[size_t(s)];
   const int32_t pairs = slot_begin_[size_t(slots)];
+  CHECK(size_t(pairs) <= row_token_.size());  // a token's slots are all different
   // slot_begin_[s] moves to its end while pairs are placed, which is where slot_begin_[s + 1] was: shifted back below.
   for (int32_t rank = 0; rank < shape_.num_ranks; ++rank) {
     const ExchangeSource& source = taken_[size_t(rank)].source;

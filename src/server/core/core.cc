@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include "api/error.h"
+#include "base/log.h"
+#include "server/core/request_log.h"
 
 namespace tandem::server {
 namespace {
@@ -105,6 +107,7 @@ void Core::admit(Prepared prepared, double received_ts, const Writer& writer, Ac
   parts.port = &port_;
   parts.metrics = metrics_ && call.log_metrics ? &*metrics_ : nullptr;
   parts.is_prefill = config_.role == engine::Role::kPrefill;
+  if (config_.log_requests) parts.log_level = config_.log_requests_level;
   auto generation = std::make_shared<Generation>(parts, std::move(answer), std::move(sequences), writer);
   generation->active = std::move(active);
   if (!submit(call, generation)) {
@@ -134,6 +137,7 @@ std::vector<Sequence> Core::make_sequences(const api::Call& call) {
     options.native.token_ids_logprob = item.token_ids_logprob;
     if (call.return_text_in_logprobs) options.native.token_text = token_text_;
     options.token_text = token_text_;
+    if (config_.log_requests) options.logged_text_bytes = logged_length(config_.log_requests_level);
     options.stream_interval = sampling.stream_interval.value_or(config_.stream_interval);
     for (int32_t k = 0; k < call.n; ++k) {
       Sequence& sequence = sequences.emplace_back(options, sampling);
@@ -200,7 +204,11 @@ bool Core::submit(api::Call& call, const std::shared_ptr<Generation>& generation
   std::vector<Sequence>& sequences = generation->sequences();
   for (size_t i = 0; i < sequences.size(); ++i) {
     open_[sequences[i].id.value] = Where{generation, i};
-    if (port_.submit(make_request(call, sequences[i])) == PushResult::kPushed) continue;
+    api::EngineRequest request = make_request(call, sequences[i]);
+    if (config_.log_requests) {
+      log::info("{}", received_line(config_.log_requests_level, request, call.stream, parts_.tokenizer.get()));
+    }
+    if (port_.submit(std::move(request)) == PushResult::kPushed) continue;
     generation->drop_from(i);
     abandon(*generation, engine::CancelReason::kAborted);
     return false;

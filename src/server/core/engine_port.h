@@ -8,6 +8,7 @@
 #include <string>
 
 #include "engine/engine.h"
+#include "engine/expert_balancer.h"
 #include "net/event_loop.h"
 
 namespace tandem::server {
@@ -16,8 +17,12 @@ class EnginePort {
  public:
   explicit EnginePort(net::EventLoop& loop) : loop_(loop) {}
 
-  void attach(engine::EngineDoor& engine) { engine_ = &engine; }
+  void attach(engine::EngineDoor& engine, engine::ExpertBalancer* experts) {
+    engine_ = &engine;
+    experts_ = experts;
+  }
   engine::EngineDoor* engine() const { return engine_; }
+  engine::ExpertBalancer* experts() const { return experts_; }  // null: none
 
   PushResult submit(api::EngineRequest request);
   void cancel(RequestId id, engine::CancelReason reason, std::string matched_text);
@@ -31,6 +36,7 @@ class EnginePort {
 
   net::EventLoop& loop_;
   engine::EngineDoor* engine_ = nullptr;
+  engine::ExpertBalancer* experts_ = nullptr;
   std::deque<engine::CancelCommand> cancels_;  // bounded by the requests that were submitted
   bool drain_waits_ = false;
   std::shared_ptr<net::EventLoop::Timer> timer_;

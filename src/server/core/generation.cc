@@ -1,5 +1,8 @@
 #include "server/core/generation.h"
 
+#include "base/log.h"
+#include "server/core/request_log.h"
+
 namespace tandem::server {
 
 using api::FinishKind;
@@ -24,6 +27,7 @@ void Generation::on_event(size_t index, api::EngineEvent event) {
   sequence.prompt_tokens = event.prompt_tokens;
   sequence.cached_tokens = event.cached_tokens;
   sequence.total_retractions = event.total_retractions;
+  if (event.times) sequence.times = *event.times;
   if (!event.input_logprobs.empty()) sequence.take_input_logprobs(event.input_logprobs);
   observe(sequence, event.tokens.size());
   take_tokens(sequence, event);
@@ -76,6 +80,8 @@ void Generation::close(Sequence& sequence) {
   emit(sequence);
   sequence.closed = true;
   --open_;
+  const double e2e_latency = sequence.finished_ts - answer_.options().received_ts;
+  if (parts_.log_level) log::info("{}", finished_line(*parts_.log_level, sequence, e2e_latency));
   if (parts_.metrics) {
     FrontMetrics& metrics = *parts_.metrics;
     metrics.requests.add();
@@ -83,7 +89,7 @@ void Generation::close(Sequence& sequence) {
     metrics.generation_tokens.add(sequence.completion_tokens());
     metrics.cached_tokens.add(sequence.cached_tokens);
     if (sequence.finish()->kind == FinishKind::kAbort) metrics.aborted.add();
-    metrics.e2e_latency.observe(sequence.finished_ts - answer_.options().received_ts);
+    metrics.e2e_latency.observe(e2e_latency);
     metrics.retractions.observe(sequence.total_retractions);
   }
   // One failed sequence fails an answer that is not streamed: the others need not go on.

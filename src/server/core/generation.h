@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,8 +18,9 @@ namespace tandem::server {
 struct GenerationParts {
   const Clock* clock = nullptr;
   EnginePort* port = nullptr;
-  FrontMetrics* metrics = nullptr;  // null: not counted
-  bool is_prefill = false;          // no time to first token
+  FrontMetrics* metrics = nullptr;   // null: not counted
+  bool is_prefill = false;           // no time to first token
+  std::optional<int32_t> log_level;  // --log-requests: of the line at the end of each sequence
 };
 
 class Generation {

@@ -21,6 +21,9 @@ Sequence::Sequence(SequenceOptions options, const api::SamplingParams& sampling)
 
 void Sequence::add_text(std::string_view text) {
   if (text.empty()) return;
+  if (logged_text_.size() < options_.logged_text_bytes) {
+    logged_text_ += text.substr(0, options_.logged_text_bytes - logged_text_.size());
+  }
   if (options_.dialect == Dialect::kNative) {
     native_.add_text(text);
   } else {

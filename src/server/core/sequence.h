@@ -19,7 +19,8 @@ struct SequenceOptions {
   api::NativeOptions native;
   api::TokenText token_text;  // OpenAI log-probabilities
   int32_t stream_interval = 1;
-  bool keep_text = false;  // OpenAI, not streamed: text() is the whole
+  bool keep_text = false;        // OpenAI, not streamed: text() is the whole
+  size_t logged_text_bytes = 0;  // of the answer, kept for the request log
 };
 
 class Sequence {
@@ -48,6 +49,7 @@ class Sequence {
   const api::OpenAiLogprobs* logprobs() const { return options_.native.return_logprob ? &logprobs_ : nullptr; }
   void clear_delta();
   api::NativeSequence& native() { return native_; }
+  const std::string& logged_text() const { return logged_text_; }
 
   // Written by the one who handles the events.
   RequestId id;
@@ -59,6 +61,7 @@ class Sequence {
   std::optional<double> first_sent_ts;
   std::optional<TimePoint> first_token_at, last_token_at;
   double first_token_ts = 0, finished_ts = 0;  // unix seconds; set with the event that brings them
+  api::RequestTimes times;                     // the engine's; empty until it knows them
 
  private:
   void add_text(std::string_view text);
@@ -71,7 +74,7 @@ class Sequence {
   std::optional<text::StopMatcher> matcher_;
   api::NativeSequence native_;
   api::OpenAiLogprobs logprobs_;
-  std::string text_;
+  std::string text_, logged_text_;
   int32_t completion_tokens_ = 0;
   std::optional<api::FinishReason> finish_;
 };

@@ -2,25 +2,10 @@
 #include "api/control.h"
 #include "api/error.h"
 #include "server/endpoints/endpoints.h"
+#include "server/endpoints/pending_reply.h"
 
 namespace tandem::server {
 namespace {
-
-// An answer that the engine and a deadline race for.
-struct PendingReply {
-  Writer writer;
-  std::shared_ptr<net::EventLoop::Timer> timer;
-
-  void send(int status, std::string body, std::string content_type) {
-    if (!writer) return;
-    net::HttpResponse response;
-    response.status = status;
-    response.body = std::move(body);
-    response.content_type = std::move(content_type);
-    std::exchange(writer, nullptr)->send(std::move(response));
-    timer.reset();
-  }
-};
 
 constexpr const char* kFlushText =
     "Cache flushed.\nPlease check backend logs for more details. (When there are running or waiting requests, the "
@@ -36,10 +21,7 @@ void flush_cache(Core& core, net::HttpRequest, const Writer& writer) {
   if (!asked) {
     return pending->send(503, api::abort_error_body("The request queue is full.", 503), "application/json");
   }
-  pending->timer = core.loop().after(core.config().control_timeout, [weak = std::weak_ptr<PendingReply>(pending)] {
-    auto late = weak.lock();
-    if (late) late->send(500, api::abort_error_body("The engine did not answer in time.", 500), "application/json");
-  });
+  arm(core, pending);
 }
 
 void post_abort_request(Core& core, net::HttpRequest request, const Writer& writer) {

@@ -32,6 +32,13 @@ void get_server_info(Core& core, net::HttpRequest request, const Writer& writer)
 void get_load(Core& core, net::HttpRequest request, const Writer& writer);
 void get_metrics(Core& core, net::HttpRequest request, const Writer& writer);
 
+// experts.cc
+void start_expert_recording(Core& core, net::HttpRequest request, const Writer& writer);
+void stop_expert_recording(Core& core, net::HttpRequest request, const Writer& writer);
+void dump_expert_recording(Core& core, net::HttpRequest request, const Writer& writer);
+void post_rebalance(Core& core, net::HttpRequest request, const Writer& writer);
+void get_expert_placement(Core& core, net::HttpRequest request, const Writer& writer);
+
 // control.cc
 void flush_cache(Core& core, net::HttpRequest request, const Writer& writer);
 void post_abort_request(Core& core, net::HttpRequest request, const Writer& writer);

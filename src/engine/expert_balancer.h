@@ -1,0 +1,167 @@
+// ExpertBalancer: counts, plans and moves experts of one process's ranks while they serve. Its thread turns tick(); the
+// ranks' engines never wait for it. A plan is carried out in versions: the experts of a few layers are copied into
+// spare places at a bounded rate, each copy is compared by digest, and the layers' tables change on all ranks before
+// the same step, as the step vote says. Whatever fails before a version is staged leaves the placement as it is.
+//
+//   idle --due or asked--> planned --> [copying --> staged --all ranks applied--> next version]... --> idle
+//                              \________ failed: the rest of the plan is dropped, back off ________/
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/queue.h"
+#include "base/result.h"
+#include "engine/expert_port.h"
+#include "experts/balance.h"
+#include "experts/balancedness.h"
+#include "experts/dispatch.h"
+#include "experts/placement.h"
+#include "profile/metrics.h"
+
+namespace tandem::engine {
+
+struct ExpertBalancerConfig {
+  experts::EpTopology topology;
+  experts::DispatchAlgorithm dispatch = experts::DispatchAlgorithm::kStatic;
+  int32_t num_groups = 1;            // the model's routing groups
+  std::string algorithm = "tandem";  // a row of experts::balance_algorithms(); tandem: repair of the current placement
+  bool is_periodic = false;          // --enable-eplb
+  int64_t steps_between = 1000;      // --eplb-rebalance-num-iterations
+  double skip_above = 1.0;           // balancedness of the window above which a due plan is skipped; 1: never
+  double target = 0.97;              // of tandem's repair
+  int32_t max_changed_per_layer = 1 << 30;  // slots that one plan of tandem may change
+  int32_t layers_per_version = 1 << 30;     // --eplb-rebalance-layers-per-chunk; spare places bound it too
+  int64_t bytes_per_step = 0;               // copied while one step runs, all ranks together; 0: as fast as it goes
+  Duration progress_deadline = std::chrono::seconds(60);  // of a version: after it the plan is given up
+  int64_t recorder_steps = 1000;  // steps kept by a recording; the memory ceiling may make it fewer
+  std::string dump_directory = "/tmp";
+  std::string model_name;  // label of the metrics
+};
+
+// What a plan is made from, and what it gives. A test may put another in its place.
+struct PlanRequest {
+  const experts::ExpertLoad& load;
+  const experts::ExpertPlacement& current;
+  std::string algorithm;
+};
+using PlanFn = std::function<Result<experts::ExpertPlacement>(const PlanRequest&)>;
+// Copies bytes of one expert from rank to rank. A test may put a failing one in its place.
+using CopyFn = std::function<Status(std::span<const std::byte> from, std::span<std::byte> to)>;
+
+struct BalancerParts {
+  const Clock* clock = nullptr;
+  profile::Metrics* metrics = nullptr;
+  std::vector<ExpertPort*> ports;      // one per rank, in rank order; outlive the balancer
+  experts::ExpertPlacement placement;  // what the ranks were loaded with
+  PlanFn plan;                         // empty: by config.algorithm
+  CopyFn copy;                         // empty: memcpy
+};
+
+// What the world may know, copied under a lock.
+struct BalancerFigures {
+  uint64_t epoch = 0;    // plans carried out
+  uint32_t version = 0;  // switches carried out
+  bool in_progress = false;
+  int32_t layers_left = 0;
+  int64_t moves_done = 0, bytes_moved = 0;  // since the start
+  uint64_t plans = 0, skipped = 0, failed = 0;
+  double balancedness = 1;                                   // of the running window under the current placement
+  double planned_balancedness = 1, before_balancedness = 1;  // of the last plan
+  double last_planning_ms = 0;
+  std::string last_error;
+  bool is_recording = false;
+};
+struct BalancerView : BalancerFigures {
+  experts::ExpertPlacement placement;
+};
+
+// What a plan will do, or that it was not made.
+struct RebalanceReply {
+  int64_t moves = 0;
+  int32_t layers = 0;
+  double before = 1, after = 1;  // balancedness under the window's load
+  uint64_t epoch = 0;            // that it will have
+};
+
+class ExpertMover;
+struct BalancerMetrics;
+
+class ExpertBalancer {
+ public:
+  ExpertBalancer(ExpertBalancerConfig config, BalancerParts parts);
+  ~ExpertBalancer();
+
+  // Any thread; answered on the balancer's thread, which must only be enqueued from.
+  void start_recording(std::function<void(Status)> done);
+  void stop_recording(std::function<void(Status)> done);
+  // The path of the file.
+  void dump_recording(std::function<void(Result<std::string>)> done);
+  // Plans now, from the counts so far; algorithm "" is the configured one. placement: JSON text of one to take instead
+  // of a plan, as --init-expert-location has it; "" for none.
+  void rebalance(std::string algorithm, std::string placement, std::function<void(Result<RebalanceReply>)> done);
+  BalancerView view() const;
+
+  // One round of bounded work. Returns whether there is more to do at once.
+  bool tick();
+  void run(std::stop_token stop);
+
+ private:
+  struct StartRecording {
+    std::function<void(Status)> done;
+  };
+  struct StopRecording {
+    std::function<void(Status)> done;
+  };
+  struct DumpRecording {
+    std::function<void(Result<std::string>)> done;
+  };
+  struct Rebalance {
+    std::string algorithm, placement;
+    std::function<void(Result<RebalanceReply>)> done;
+  };
+  using Request = std::variant<StartRecording, StopRecording, DumpRecording, Rebalance>;
+
+  void serve(StartRecording& request);
+  void serve(StopRecording& request);
+  void serve(DumpRecording& request);
+  void serve(Rebalance& request);
+  void collect();
+  void grant(int64_t new_steps);
+  bool is_due() const;
+  Result<RebalanceReply> start_plan(const std::string& algorithm, const experts::ExpertPlacement* given);
+  Result<experts::ExpertPlacement> make_plan(const std::string& algorithm);
+  Result<experts::ExpertPlacement> read_placement(const std::string& text) const;
+  bool advance();
+  void fail(const std::string& reason);
+  Result<std::string> write_dump();
+  void publish();
+
+  const ExpertBalancerConfig config_;
+  const BalancerParts parts_;
+  const std::unique_ptr<BalancerMetrics> metrics_;
+  BoundedQueue<Request> requests_;
+  // The balancer's thread.
+  std::unique_ptr<ExpertMover> mover_;
+  experts::ExpertLoad window_;  // counts since the last plan
+  int64_t window_steps_ = 0;
+  int64_t allowance_ = 0;  // bytes that may be copied now
+  int32_t backoff_ = 0;    // doublings of steps_between after failures
+  BalancerFigures now_;
+  uint32_t shown_version_ = 0;  // whose placement is in view_
+  TimePoint looked_at_{}, started_at_{};
+  mutable std::mutex view_mutex_;
+  BalancerView view_;  // guarded by view_mutex_
+};
+
+}  // namespace tandem::engine

@@ -1,0 +1,301 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "engine/expert_balancer.h"
+#include "engine/experts/dump.h"
+#include "engine/experts/mover.h"
+#include "experts/files.h"
+#include "experts/repair.h"
+
+namespace tandem::engine {
+namespace {
+
+constexpr size_t kMaxRequests = 64;
+constexpr Duration kIdleWait = std::chrono::milliseconds(20);
+constexpr Duration kBusyWait = std::chrono::milliseconds(1);
+constexpr Duration kLookInterval = std::chrono::milliseconds(200);  // between figures of the running window
+constexpr int32_t kMaxBackoff = 6;
+constexpr const char* kOwnAlgorithm = "tandem";
+
+}  // namespace
+
+struct BalancerMetrics {
+  BalancerMetrics(profile::Metrics& metrics, const std::string& model_name) {
+    const profile::Labels labels = {{"model_name", model_name}};
+    const auto gauge = [&](const char* name, const char* help) { return metrics.gauge(name, help, labels); };
+    const auto counter = [&](const char* name, const char* help) { return metrics.counter(name, help, labels); };
+    balancedness = gauge("sglang:eplb_balancedness", "Mean over largest rank load of the running window.");
+    planned = gauge("tandem:eplb_planned_balancedness", "Of the last plan under the loads it was made from.");
+    worst_layer = gauge("tandem:eplb_worst_layer_balancedness", "Of the running window's least balanced layer.");
+    epoch = gauge("tandem:eplb_epoch", "Plans carried out.");
+    layers_left = gauge("tandem:eplb_layers_left", "Layers of the plan in work that still have the old placement.");
+    planning_ms = gauge("tandem:eplb_planning_ms", "Time that the last plan took to make.");
+    plans = counter("tandem:eplb_plans_total", "Plans made.");
+    skipped = counter("tandem:eplb_skipped_total", "Plans that were due and not needed.");
+    failed = counter("tandem:eplb_failed_total", "Plans that could not be made or carried out.");
+    moves = counter("tandem:eplb_experts_moved_total", "Experts copied from place to place.");
+    bytes = counter("tandem:eplb_bytes_moved_total", "Bytes copied for that.");
+  }
+  profile::Gauge balancedness, planned, worst_layer, epoch, layers_left, planning_ms;
+  profile::Counter plans, skipped, failed, moves, bytes;
+};
+
+ExpertBalancer::ExpertBalancer(ExpertBalancerConfig config, BalancerParts parts)
+    : config_(std::move(config)),
+      parts_(std::move(parts)),
+      metrics_(std::make_unique<BalancerMetrics>(*parts_.metrics, config_.model_name)),
+      requests_(kMaxRequests) {
+  CHECK(!parts_.ports.empty());
+  CHECK(validate(parts_.placement, config_.topology).has_value());
+  CopyFn copy = parts_.copy;
+  if (!copy) {
+    copy = [](std::span<const std::byte> from, std::span<std::byte> to) -> Status {
+      std::memcpy(to.data(), from.data(), from.size());
+      return Ok{};
+    };
+  }
+  mover_ = std::make_unique<ExpertMover>(config_, parts_.ports, parts_.placement, std::move(copy));
+  window_ = parts_.ports[0]->take_load().first;
+  std::fill(window_.tokens.begin(), window_.tokens.end(), 0);
+  publish();
+}
+
+ExpertBalancer::~ExpertBalancer() = default;
+
+void ExpertBalancer::start_recording(std::function<void(Status)> done) {
+  if (requests_.push(StartRecording{done}) != PushResult::kPushed) done(exhausted("too many control requests wait"));
+}
+void ExpertBalancer::stop_recording(std::function<void(Status)> done) {
+  if (requests_.push(StopRecording{done}) != PushResult::kPushed) done(exhausted("too many control requests wait"));
+}
+void ExpertBalancer::dump_recording(std::function<void(Result<std::string>)> done) {
+  if (requests_.push(DumpRecording{done}) != PushResult::kPushed) done(exhausted("too many control requests wait"));
+}
+void ExpertBalancer::rebalance(std::string algorithm, std::string placement,
+                               std::function<void(Result<RebalanceReply>)> done) {
+  if (requests_.push(Rebalance{std::move(algorithm), std::move(placement), done}) != PushResult::kPushed) {
+    done(exhausted("too many control requests wait"));
+  }
+}
+
+BalancerView ExpertBalancer::view() const {
+  std::lock_guard lock(view_mutex_);
+  return view_;
+}
+
+bool ExpertBalancer::tick() {
+  while (std::optional<Request> request = requests_.try_pop()) {
+    std::visit([&](auto& value) { serve(value); }, *request);
+  }
+  collect();
+  bool more = false;
+  if (mover_->is_busy()) {
+    more = advance();
+  } else if (is_due()) {
+    if (const Result<RebalanceReply> started = start_plan(config_.algorithm, nullptr); !started) {
+      fail(started.error().message);
+    }
+  }
+  publish();
+  return more;
+}
+
+void ExpertBalancer::run(std::stop_token stop) {
+  const std::stop_callback on_stop(stop, [this] { requests_.wake(); });
+  while (!stop.stop_requested()) {
+    if (tick()) continue;
+    // The queue's own pop would take the request: only its wake-up is wanted.
+    if (std::optional<Request> request = requests_.pop(mover_->is_busy() ? kBusyWait : kIdleWait)) {
+      std::visit([&](auto& value) { serve(value); }, *request);
+    }
+  }
+}
+
+void ExpertBalancer::serve(StartRecording& request) {
+  const int64_t row_bytes = int64_t(window_.tokens.size()) * int64_t(sizeof(int32_t));
+  const int64_t most = std::max<int64_t>(1, kRecordingCeilingBytes / row_bytes);
+  const int64_t steps = config_.recorder_steps < 0 ? most : std::min(config_.recorder_steps, most);
+  if (now_.is_recording) log::warning("an expert recording runs already: it begins anew");
+  for (ExpertPort* port : parts_.ports) port->start_recording(steps);
+  now_.is_recording = true;
+  request.done(Ok{});
+}
+
+void ExpertBalancer::serve(StopRecording& request) {
+  if (!now_.is_recording) log::warning("no expert recording runs");
+  for (ExpertPort* port : parts_.ports) port->stop_recording();
+  now_.is_recording = false;
+  request.done(Ok{});
+}
+
+void ExpertBalancer::serve(DumpRecording& request) { request.done(write_dump()); }
+
+void ExpertBalancer::serve(Rebalance& request) {
+  collect();
+  const std::string& algorithm = request.algorithm.empty() ? config_.algorithm : request.algorithm;
+  if (request.placement.empty()) return request.done(start_plan(algorithm, nullptr));
+  const Result<experts::ExpertPlacement> given = read_placement(request.placement);
+  request.done(given ? start_plan(algorithm, &*given) : Result<RebalanceReply>(given.error()));
+}
+
+Result<experts::ExpertPlacement> ExpertBalancer::read_placement(const std::string& text) const {
+  const experts::ExpertShape want{window_.num_layers, window_.num_logical, config_.topology.num_slots()};
+  const std::span<const uint8_t> bytes(reinterpret_cast<const uint8_t*>(text.data()), text.size());
+  ASSIGN_OR_RETURN(experts::ExpertFile file, parse_expert_file(bytes, "placement", want, experts::StepDetail::kSum));
+  auto* placement = std::get_if<experts::PlacementFile>(&file);
+  if (placement == nullptr) return invalid_input("placement: wanted physical_to_logical_map, got a load");
+  return std::move(placement->placement);
+}
+
+Result<std::string> ExpertBalancer::write_dump() {
+  std::vector<ExpertRecording> recordings;
+  for (ExpertPort* port : parts_.ports) recordings.push_back(port->take_recording());
+  return dump_recording_file(config_.dump_directory, parts_.clock->unix_seconds(), window_.num_layers,
+                             window_.num_logical, recordings);
+}
+
+// Counts of all ranks; a step is counted on each of them, so any rank's number of steps is the group's.
+void ExpertBalancer::collect() {
+  int64_t steps = 0;
+  for (ExpertPort* port : parts_.ports) {
+    const auto [load, new_steps] = port->take_load();
+    for (size_t i = 0; i < load.tokens.size(); ++i) window_.tokens[i] += load.tokens[i];
+    steps = std::max(steps, new_steps);
+  }
+  window_steps_ += steps;
+  grant(steps);
+}
+
+// An idle group has no steps to disturb.
+void ExpertBalancer::grant(int64_t new_steps) {
+  if (config_.bytes_per_step == 0) {
+    allowance_ = INT64_MAX;
+  } else {
+    allowance_ =
+        std::min(allowance_ + config_.bytes_per_step * std::max<int64_t>(1, new_steps), 2 * config_.bytes_per_step);
+  }
+}
+
+bool ExpertBalancer::is_due() const {
+  return config_.is_periodic && window_steps_ >= config_.steps_between << backoff_;
+}
+
+Result<experts::ExpertPlacement> ExpertBalancer::make_plan(const std::string& algorithm) {
+  const experts::ExpertPlacement& current = mover_->placement();
+  if (parts_.plan) return parts_.plan({window_, current, algorithm});
+  if (algorithm == kOwnAlgorithm) {
+    const experts::ExpertPlacement plan =
+        experts::repair(window_, current, config_.topology, {config_.target, config_.max_changed_per_layer});
+    if (config_.dispatch != experts::DispatchAlgorithm::kStatic) return plan;
+    return experts::reshare(window_, plan, config_.topology, experts::ShareGrain::kWholeRanks);
+  }
+  ASSIGN_OR_RETURN(const experts::BalanceAlgorithm row, experts::find_balance_algorithm(algorithm));
+  const experts::BalanceProblem problem{{&window_, 1}, config_.topology, config_.num_groups};
+  ASSIGN_OR_RETURN(const experts::ExpertPlacement plan, experts::plan_experts(row, problem));
+  // Which rank gets which part of a fresh plan is free: as many experts as possible stay where they are.
+  return experts::relabel(plan, current, config_.topology, experts::RelabelScope::kWithinNode);
+}
+
+Result<RebalanceReply> ExpertBalancer::start_plan(const std::string& algorithm, const experts::ExpertPlacement* given) {
+  if (mover_->is_busy()) return exhausted("a rebalance is under way");
+  if (parts_.ports[0]->slots().shape().num_spares == 0) {
+    return invalid_input("no spare slots were reserved at start: --enable-eplb or --eplb-spare-slots N reserves them");
+  }
+  const experts::ExpertPlacement& current = mover_->placement();
+  RebalanceReply reply;
+  reply.before = experts::balancedness(window_, current, config_.topology).mean;
+  if (given == nullptr && config_.skip_above < 1 && reply.before > config_.skip_above) {
+    window_steps_ = 0;
+    now_.skipped += 1;
+    metrics_->skipped.add();
+    log::info("[EPLBManager] Skipped ep rebalancing: current utilization {:.2f} > minimum rebalance threshold {:.2f}",
+              reply.before, config_.skip_above);
+    reply.after = reply.before;
+    reply.epoch = now_.epoch;
+    return reply;
+  }
+  const TimePoint begin = parts_.clock->now();
+  Result<experts::ExpertPlacement> plan = given ? Result<experts::ExpertPlacement>(*given) : make_plan(algorithm);
+  now_.last_planning_ms = seconds(parts_.clock->now() - begin) * 1e3;
+  if (!plan) return plan.error();
+  RETURN_IF_ERROR(validate(*plan, config_.topology));
+  if (plan->num_layers != current.num_layers || plan->num_logical != current.num_logical) {
+    return invalid_input(fmt::format("the plan is for {} layers of {} experts, the model has {} of {}",
+                                     plan->num_layers, plan->num_logical, current.num_layers, current.num_logical));
+  }
+  reply.after = experts::balancedness(window_, *plan, config_.topology).mean;
+  reply.moves = mover_->begin(*plan);
+  reply.layers = mover_->layers_left();
+  reply.epoch = now_.epoch + (mover_->is_busy() ? 1 : 0);
+  now_.plans += 1;
+  now_.before_balancedness = reply.before;
+  now_.planned_balancedness = reply.after;
+  metrics_->plans.add();
+  metrics_->planned.set(reply.after);
+  metrics_->planning_ms.set(now_.last_planning_ms);
+  log::info("[EPLBManager] rebalance start");
+  log::info("[EPLBManager] plan algorithm={} planning_ms={:.2f} balancedness={:.3f} planned={:.3f} layers={} moves={}",
+            given ? "given" : algorithm, now_.last_planning_ms, reply.before, reply.after, reply.layers, reply.moves);
+  std::fill(window_.tokens.begin(), window_.tokens.end(), 0);
+  window_steps_ = 0;
+  started_at_ = begin;
+  if (!mover_->is_busy()) log::info("[EPLBManager] rebalance end time={:.3f}s", now_.last_planning_ms / 1e3);
+  return reply;
+}
+
+// Returns whether there is more to copy at once.
+bool ExpertBalancer::advance() {
+  const int64_t moves = mover_->moves_done(), bytes = mover_->bytes_moved();
+  const Status advanced = mover_->advance(parts_.clock->now(), allowance_);
+  metrics_->moves.add(double(mover_->moves_done() - moves));
+  metrics_->bytes.add(double(mover_->bytes_moved() - bytes));
+  if (!advanced) {
+    fail(advanced.error().message);
+  } else if (!mover_->is_busy()) {
+    now_.epoch += 1;
+    backoff_ = 0;
+    window_steps_ = 0;
+    log::info("[EPLBManager] rebalance end time={:.3f}s", seconds(parts_.clock->now() - started_at_));
+  }
+  return mover_->is_busy() && !mover_->is_staged() && allowance_ > 0;
+}
+
+// The old placement serves on; the next plan waits longer.
+void ExpertBalancer::fail(const std::string& reason) {
+  log::error("[EPLBManager] rebalance failed: {}; the placement of version {} serves on", reason, mover_->version());
+  now_.failed += 1;
+  now_.last_error = reason;
+  metrics_->failed.add();
+  backoff_ = std::min(backoff_ + 1, kMaxBackoff);
+  window_steps_ = 0;
+}
+
+void ExpertBalancer::publish() {
+  now_.version = mover_->version();
+  now_.in_progress = mover_->is_busy();
+  now_.layers_left = mover_->layers_left();
+  now_.moves_done = mover_->moves_done();
+  now_.bytes_moved = mover_->bytes_moved();
+  const TimePoint now = parts_.clock->now();
+  if (now - looked_at_ >= kLookInterval) {
+    looked_at_ = now;
+    const experts::Balancedness balance = experts::balancedness(window_, mover_->placement(), config_.topology);
+    now_.balancedness = balance.mean;
+    metrics_->balancedness.set(balance.mean);
+    metrics_->worst_layer.set(balance.worst);
+  }
+  metrics_->epoch.set(double(now_.epoch));
+  metrics_->layers_left.set(now_.layers_left);
+  std::lock_guard lock(view_mutex_);
+  static_cast<BalancerFigures&>(view_) = now_;
+  if (shown_version_ == mover_->version() && view_.placement.num_layers > 0) return;
+  shown_version_ = mover_->version();
+  view_.placement = mover_->placement();
+}
+
+}  // namespace tandem::engine

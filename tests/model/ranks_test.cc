@@ -1,0 +1,151 @@
+// The trained model on several ranks: logits are those of one rank, bit for bit, whatever the number of ranks, the
+// placement, the dispatch and the form of the exchange.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <thread>
+
+#include "tests/model/model_runner.h"
+
+namespace tandem::model::testing {
+namespace {
+
+constexpr int32_t kLayers = 6, kExperts = 32;
+
+struct RankSetup {
+  int32_t num_ranks = 1, slots_per_rank = kExperts;
+  bool shuffled = false;
+  experts::DispatchAlgorithm dispatch = experts::DispatchAlgorithm::kStatic;
+  parallel::ExchangeMode mode = parallel::ExchangeMode::kNormal;
+  bool two_batches = false;
+};
+
+// Every expert once, the other slots at random.
+experts::ExpertPlacement shuffled_placement(const experts::EpTopology& topology) {
+  experts::ExpertPlacement placement = experts::trivial_placement(kLayers, kExperts, topology.num_slots());
+  std::mt19937 random(5);
+  for (int32_t layer = 0; layer < kLayers; ++layer) {
+    const auto begin = placement.logical_of_slot.begin() + layer * topology.num_slots();
+    for (int32_t slot = kExperts; slot < topology.num_slots(); ++slot) begin[slot] = int32_t(random() % kExperts);
+    std::shuffle(begin, begin + topology.num_slots(), random);
+  }
+  return placement;
+}
+
+class Group {
+ public:
+  explicit Group(const RankSetup& setup) : setup_(setup) {
+    options_.max_tokens = 64;
+    options_.max_context = 256;
+    options_.num_threads = 1;
+    if (!kernels::cpu_supports(kernels::Isa::kAvx2)) options_.backend = kernels::Backend::kRef;
+    LoadOptions load = load_options(options_);
+    load.experts.topology = {1, setup.num_ranks, setup.slots_per_rank};
+    load.experts.dispatch = setup.dispatch;
+    load.experts.max_low_latency_tokens = 64;
+    load.experts.two_batches = setup.two_batches;
+    if (setup.shuffled) load.experts.placement = shuffled_placement(load.experts.topology);
+    const auto config = load_config(options_.directory, "");
+    auto exchanges = parallel::make_local_exchanges(exchange_shape(*config, load), std::chrono::seconds(60), 0);
+    std::vector<RankOptions> ranks;
+    for (auto& exchange : exchanges) {
+      RankOptions& rank = ranks.emplace_back();
+      rank.rank = exchange->rank();
+      rank.clock = &clock_;
+      rank.exchange = std::move(exchange);
+    }
+    auto loaded = load_ranks(load, std::move(ranks));
+    CHECK(loaded.has_value());
+    models_ = std::move(*loaded);
+  }
+
+  // Each rank prefills and then decodes prompts of its own; the ranks have different numbers of steps, so that some run
+  // idle ones.
+  std::vector<std::vector<float>> run(const std::vector<std::vector<int32_t>>& prompts) {
+    std::vector<std::vector<float>> logits(prompts.size());
+    std::vector<std::jthread> threads;
+    for (size_t r = 0; r < models_.size(); ++r) {
+      threads.emplace_back([&, r] { run_rank(r, prompts, logits); });
+    }
+    threads.clear();
+    return logits;
+  }
+
+ private:
+  static constexpr int32_t kDecodeSteps = 4;
+  static constexpr int32_t kSteps = 24;
+
+  void run_rank(size_t rank, const std::vector<std::vector<int32_t>>& prompts,
+                std::vector<std::vector<float>>& logits) {
+    Runner runner(*models_[rank], options_);
+    runner.exchange_mode = setup_.mode;
+    runner.two_batches = setup_.two_batches;
+    int32_t steps = 0;
+    for (size_t p = rank; p < prompts.size(); p += models_.size()) {
+      const int sequence = runner.add_sequence(int32_t(prompts[p].size()) + kDecodeSteps);
+      const std::vector<float> first = runner.prefill(sequence, prompts[p], 0);
+      logits[p].insert(logits[p].end(), first.begin(), first.end());
+      for (int32_t i = 0; i < kDecodeSteps; ++i) {
+        const std::vector<float> next = runner.decode({{sequence}}, {{100 + i}});
+        logits[p].insert(logits[p].end(), next.begin(), next.end());
+      }
+      steps += 1 + kDecodeSteps;
+    }
+    for (; steps < kSteps; ++steps) runner.idle();
+  }
+
+  const RankSetup setup_;
+  const SystemClock clock_;
+  RunnerOptions options_;
+  std::vector<std::unique_ptr<Model>> models_;
+};
+
+std::vector<std::vector<int32_t>> some_prompts() {
+  std::mt19937 random(1);
+  std::vector<std::vector<int32_t>> prompts;
+  for (const size_t length : {40, 3, 17, 64}) {
+    std::vector<int32_t>& prompt = prompts.emplace_back();
+    for (size_t i = 0; i < length; ++i) prompt.push_back(int32_t(random() % 8000));
+  }
+  return prompts;
+}
+
+TEST(Ranks, LogitsAreThoseOfOneRank) {
+  using enum experts::DispatchAlgorithm;
+  using enum parallel::ExchangeMode;
+  const auto prompts = some_prompts();
+  const auto alone = Group(RankSetup{}).run(prompts);
+  const std::vector<RankSetup> setups = {
+      {2, 16, false, kStatic, kNormal},
+      {4, 8, false, kStatic, kLowLatency},
+      {4, 12, false, kStatic, kNormal},
+      {4, 10, true, kStatic, kNormal},
+      {4, 10, true, kDynamic, kLowLatency},
+      {2, 20, true, kWeighted, kNormal},
+      {3, 12, true, kDynamic, kNormal},
+      {2, 16, false, kStatic, kNormal, true},
+      {4, 10, true, kWeighted, kLowLatency, true},
+
+  };
+  for (const RankSetup& setup : setups) {
+    EXPECT_EQ(Group(setup).run(prompts), alone)
+        << setup.num_ranks << " ranks of " << setup.slots_per_rank << " slots, " << to_string(setup.dispatch);
+  }
+}
+
+TEST(Ranks, APlacementThatDoesNotFitIsNamed) {
+  LoadOptions load = load_options(RunnerOptions{});
+  load.experts.topology = {1, 1, 33};
+  load.experts.placement = experts::trivial_placement(kLayers, kExperts, 33);
+  load.experts.placement.logical_of_slot[4] = 5;
+  EXPECT_EQ(load_ranks(load, {}).error().message, "layer 0: expert 4 has no slot");
+  load.experts.placement = experts::trivial_placement(kLayers - 1, kExperts, 33);
+  EXPECT_EQ(load_ranks(load, {}).error().message,
+            "the expert placement is for 5 layers of 32 experts, the model has 6 of 32");
+  load.experts.topology = {1, 1, 31};
+  EXPECT_EQ(load_ranks(load, {}).error().message, "1 ranks of 31 slots cannot hold 32 experts");
+}
+
+}  // namespace
+}  // namespace tandem::model::testing
