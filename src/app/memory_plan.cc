@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "parallel/node_group.h"
+
 namespace tandem::app {
 namespace {
 
@@ -51,6 +53,8 @@ Result<MemoryPlan> plan_memory(const ResolvedConfig& config, int num_threads, in
   plan.expert_bytes = model_plan.expert_bytes;
   plan.workspace_bytes = model_plan.workspace_bytes;
   plan.exchange_bytes = model_plan.exchange_bytes;
+  const parallel::ExchangeShape exchange = model::exchange_shape(config.model, options);
+  if (exchange.top_k > 0) plan.exchange_bytes += parallel::node_exchange_bytes(exchange, config.num_nodes);
   plan.logits_bytes = plan.limits.max_logit_rows * config.model.vocab_size * int64_t(sizeof(float));
 
   const int64_t element = int64_t(size_of(config.kv_dtype));

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "app/machine.h"
+#include "app/rank_link.h"
 #include "base/log.h"
 #include "engine/expert_port.h"
 #include "engine/group.h"
@@ -23,6 +24,8 @@ constexpr Duration kRankDeadline = std::chrono::seconds(60);
 constexpr size_t kTransferQueue = 65536;
 // About 20 us of looking at an exchange before a thread parks.
 constexpr int32_t kExchangeSpins = 2000;
+// Each look drives a UCX worker: about 100 us, what an answer from another node takes.
+constexpr int32_t kNodeExchangeSpins = 400;
 
 engine::LoadBalance balance_of(const std::string& name) {
   if (name == "shortest_queue") return engine::LoadBalance::kShortestQueue;
@@ -58,21 +61,13 @@ class NodeRanksImpl final : public NodeRanks {
                 std::function<void(api::EngineEvent)> sink)
       : config_(config),
         plan_(plan),
-        parts_(parts),
-        group_(balance_of(config.flags.text("load_balance_method")), std::move(sink)) {}
-  // All ranks are told to stop before one is waited for: each leaves when all want to.
-  ~NodeRanksImpl() override {
-    balancer_thread_ = {};  // stops and joins
-    for (const auto& rank : ranks_) rank->thread.request_stop();
+        parts_(std::move(parts)),
+        group_(balance_of(config.flags.text("load_balance_method")), std::move(sink)) {
+    if (parts_.nodes) link_ = std::make_unique<RankLink>(parts_.nodes, *parts_.clock, group_.rank_sink());
   }
+  ~NodeRanksImpl() override;
 
-  Status build() {
-    RETURN_IF_ERROR(load());
-    if (pd()) RETURN_IF_ERROR(open_kv_ports());
-    RETURN_IF_ERROR(build_engines());
-    build_balancer();
-    return Ok{};
-  }
+  Status build();
   engine::EngineDoor& door() override { return group_; }
   engine::ExpertBalancer* experts() override { return balancer_.get(); }
   void start() override {
@@ -81,14 +76,22 @@ class NodeRanksImpl final : public NodeRanks {
       rank->thread = std::jthread([&engine = *rank->engine](std::stop_token stop) { engine.run(stop); });
     }
   }
+  std::optional<std::string> lost() const override;
+  bool wants_stop() const override { return link_ && link_->wants_stop(); }
+  void ask_to_stop() override { link_->ask_to_stop(); }
 
  private:
   bool pd() const { return config_.engine.role != engine::Role::kCombined; }
+  int32_t first_rank() const { return config_.node_rank * config_.num_ranks; }
+  int32_t num_ranks_of_all() const { return config_.num_nodes * config_.num_ranks; }
   Status load();
+  Result<std::vector<std::unique_ptr<parallel::ExpertExchange>>> exchanges(const parallel::ExchangeShape& shape) const;
   kv::KvLayout layout() const;
   Status open_kv_ports();
   Result<std::unique_ptr<kv::KvTransfer>> open_kv_port(int32_t rank);
+  std::string announced_host() const;
   Status build_engines();
+  Status build_engine(size_t index, std::unique_ptr<parallel::Communicator> communicator);
   void build_balancer();
 
   const ResolvedConfig& config_;
@@ -96,10 +99,47 @@ class NodeRanksImpl final : public NodeRanks {
   const Parts parts_;
   std::vector<api::RankAddress> addresses_;  // prefill
   engine::EngineGroup group_;                // the ranks' engines call it to their end
+  std::unique_ptr<RankLink> link_;           // null: the only node
   std::vector<std::unique_ptr<RankParts>> ranks_;
   std::unique_ptr<engine::ExpertBalancer> balancer_;
   std::jthread balancer_thread_;
 };
+
+// All ranks, those of other nodes included, are told to stop before one is waited for: each leaves when all want to.
+NodeRanksImpl::~NodeRanksImpl() {
+  balancer_thread_ = {};  // stops and joins
+  if (link_) link_->stop_others();
+  for (const auto& rank : ranks_) rank->thread.request_stop();
+  for (const auto& rank : ranks_) rank->thread = {};
+  if (link_) link_->leave();
+}
+
+Status NodeRanksImpl::build() {
+  if (link_) link_->start();
+  RETURN_IF_ERROR(load());
+  if (pd()) RETURN_IF_ERROR(open_kv_ports());
+  if (link_) {
+    const Duration patience = std::chrono::seconds(config_.flags.integer("dist_timeout"));
+    ASSIGN_OR_RETURN(addresses_, link_->all_loaded(ranks_[0]->model->fingerprint(), std::move(addresses_), patience));
+  }
+  if (addresses_.size() < 2) addresses_.clear();
+  RETURN_IF_ERROR(build_engines());
+  build_balancer();
+  if (!link_) return Ok{};
+  std::vector<engine::EngineDoor*> engines;
+  for (const auto& rank : ranks_) engines.push_back(rank->engine.get());
+  RETURN_IF_ERROR(link_->open(std::move(engines), std::chrono::seconds(config_.flags.integer("dist_timeout"))));
+  for (engine::EngineDoor* remote : link_->remote_ranks()) group_.add(*remote);
+  return Ok{};
+}
+
+std::optional<std::string> NodeRanksImpl::lost() const {
+  if (link_ && link_->lost()) return link_->lost();
+  for (const auto& rank : ranks_) {
+    if (rank->engine->snapshot().lost) return "a rank of this server was lost";
+  }
+  return std::nullopt;
+}
 
 kv::KvLayout NodeRanksImpl::layout() const {
   kv::KvLayout layout;
@@ -123,13 +163,13 @@ Status NodeRanksImpl::load() {
   const int32_t num_ranks = config_.num_ranks;
   const parallel::ExchangeShape shape = model::exchange_shape(config_.model, options);
   std::vector<std::unique_ptr<parallel::ExpertExchange>> exchanges;
-  // Ranks that outnumber the cores would only keep each other from running.
-  const int32_t spins = num_ranks <= num_usable_cpus() ? kExchangeSpins : 0;
-  if (shape.top_k > 0) exchanges = parallel::make_local_exchanges(shape, kRankDeadline, spins);
+  if (shape.top_k > 0) {
+    ASSIGN_OR_RETURN(exchanges, this->exchanges(shape));
+  }
   std::vector<model::RankOptions> rank_options;
   for (int32_t i = 0; i < num_ranks; ++i) {
     model::RankOptions& rank = rank_options.emplace_back();
-    rank.rank = Rank{i};
+    rank.rank = Rank{first_rank() + i};
     rank.num_threads = threads_per_rank(config_, parts_.num_threads);
     rank.clock = parts_.clock;
     if (shape.top_k > 0) rank.exchange = std::move(exchanges[size_t(i)]);
@@ -143,7 +183,7 @@ Status NodeRanksImpl::load() {
     RankParts& rank = *ranks_.emplace_back(std::make_unique<RankParts>(kTransferQueue));
     rank.model = std::move(model);
     rank.cache.emplace(device::Device::kCpu, layout());
-    if (model::ExpertSlots* slots = rank.model->expert_slots()) {
+    if (model::ExpertSlots* slots = config_.num_nodes == 1 ? rank.model->expert_slots() : nullptr) {
       rank.experts =
           std::make_unique<engine::ExpertPort>(config_.model.num_layers, config_.model.num_routed_experts, *slots);
     }
@@ -151,6 +191,14 @@ Status NodeRanksImpl::load() {
   log::info("KV Cache is allocated. #tokens: {}, KV size: {:.2f} GB", plan_.max_total_tokens,
             double(layout().total_bytes()) / 1e9);
   return Ok{};
+}
+
+Result<std::vector<std::unique_ptr<parallel::ExpertExchange>>> NodeRanksImpl::exchanges(
+    const parallel::ExchangeShape& shape) const {
+  // Ranks that outnumber the cores would only keep each other from running.
+  const bool may_spin = config_.num_ranks <= num_usable_cpus();
+  if (parts_.nodes) return parts_.nodes->exchanges(shape, kRankDeadline, may_spin ? kNodeExchangeSpins : 0);
+  return parallel::make_local_exchanges(shape, kRankDeadline, may_spin ? kExchangeSpins : 0);
 }
 
 // Decode finds a prefill server at its bootstrap port, which is rank 0's; the handshake there names the other ranks'
@@ -168,18 +216,28 @@ Status NodeRanksImpl::open_kv_ports() {
     if (config_.engine.role != engine::Role::kPrefill) continue;
     const std::string address = rank.transfer->address();
     log::info("KV port: {}", address);
-    addresses_.push_back({"", uint16_t(std::stoi(address.substr(address.rfind(':') + 1)))});
+    addresses_.push_back({announced_host(), uint16_t(std::stoi(address.substr(address.rfind(':') + 1)))});
   }
-  if (addresses_.size() < 2) addresses_.clear();
   return Ok{};
+}
+
+// Where decode finds a rank of this node: on node 0 where it has found rank 0, elsewhere at --host, or without one at
+// the address that this node has towards node 0.
+std::string NodeRanksImpl::announced_host() const {
+  if (config_.node_rank == 0) return "";
+  const std::string host = config_.flags.text("host");
+  const bool is_any = host == "0.0.0.0" || host == "::" || host == "[::]";
+  return config_.flags.given("host") && !is_any ? host : parts_.nodes->own_host();
 }
 
 Result<std::unique_ptr<kv::KvTransfer>> NodeRanksImpl::open_kv_port(int32_t rank) {
   const kv::KvStorage& cache = *ranks_[size_t(rank)]->cache;
   kv::TransferOptions options;
-  options.host = config_.flags.text("host");
+  const bool is_elsewhere = config_.node_rank > 0 && !config_.flags.given("host");
+  options.host = is_elsewhere ? parts_.nodes->own_host() : config_.flags.text("host");
   options.listen = config_.engine.role == engine::Role::kPrefill;
-  options.port = options.listen && rank == 0 ? config_.engine.default_bootstrap_port : uint16_t(0);
+  const bool is_bootstrap = options.listen && first_rank() + rank == 0;
+  options.port = is_bootstrap ? config_.engine.default_bootstrap_port : uint16_t(0);
   options.epoch = config_.engine.epoch;
   options.heartbeat_interval = from_seconds(config_.environment.heartbeat_interval_s);
   options.heartbeat_max_failures = int32_t(config_.environment.heartbeat_max_failures);
@@ -189,33 +247,41 @@ Result<std::unique_ptr<kv::KvTransfer>> NodeRanksImpl::open_kv_port(int32_t rank
 
 Status NodeRanksImpl::build_engines() {
   std::vector<std::unique_ptr<parallel::Communicator>> communicators =
-      parallel::make_local_communicators(config_.num_ranks, kRankDeadline);
+      parts_.nodes ? parts_.nodes->communicators(kRankDeadline)
+                   : parallel::make_local_communicators(config_.num_ranks, kRankDeadline);
   for (size_t i = 0; i < ranks_.size(); ++i) {
-    RankParts& rank = *ranks_[i];
-    rank.communicator = std::move(communicators[i]);
-    engine::EngineParts parts;
-    parts.clock = parts_.clock;
-    parts.model = rank.model.get();
-    parts.kernels.backend = config_.backend;
-    parts.kernels.isa = config_.isa;
-    parts.kernels.pool = &rank.sample_pool;
-    rank.sample_workspace.emplace(device::Device::kCpu,
-                                  kernels::sample_workspace_bytes(parts.kernels, config_.model.vocab_size));
-    parts.kernels.workspace = &*rank.sample_workspace;
-    parts.cache = &*rank.cache;
-    parts.transfer = pd() ? &rank.port : nullptr;
-    parts.communicator = rank.communicator.get();
-    parts.metrics = parts_.metrics;
-    parts.experts = rank.experts.get();
-    engine::EngineConfig config = config_.engine;
-    config.dp_rank = int32_t(i);
-    config.seed += i;
-    config.rank_addresses = addresses_;
-    if (config_.num_ranks > 1) config.log_scope = fmt::format("DP{} TP{} EP{}", i, i, i);
-    ASSIGN_OR_RETURN(rank.engine, engine::Engine::create(config, parts, group_.rank_sink()));
-    rank.woken = rank.engine.get();
-    group_.add(*rank.engine);
+    RETURN_IF_ERROR(build_engine(i, std::move(communicators[i])));
+    group_.add(*ranks_[i]->engine);
   }
+  return Ok{};
+}
+
+Status NodeRanksImpl::build_engine(size_t index, std::unique_ptr<parallel::Communicator> communicator) {
+  RankParts& rank = *ranks_[index];
+  rank.communicator = std::move(communicator);
+  engine::EngineParts parts;
+  parts.clock = parts_.clock;
+  parts.model = rank.model.get();
+  parts.kernels.backend = config_.backend;
+  parts.kernels.isa = config_.isa;
+  parts.kernels.pool = &rank.sample_pool;
+  rank.sample_workspace.emplace(device::Device::kCpu,
+                                kernels::sample_workspace_bytes(parts.kernels, config_.model.vocab_size));
+  parts.kernels.workspace = &*rank.sample_workspace;
+  parts.cache = &*rank.cache;
+  parts.transfer = pd() ? &rank.port : nullptr;
+  parts.communicator = rank.communicator.get();
+  parts.metrics = parts_.metrics;
+  parts.experts = rank.experts.get();
+  engine::EngineConfig config = config_.engine;
+  const int32_t number = first_rank() + int32_t(index);
+  config.dp_rank = number;
+  config.seed += uint64_t(number);
+  config.rank_addresses = addresses_;
+  if (num_ranks_of_all() > 1) config.log_scope = fmt::format("DP{} TP{} EP{}", number, number, number);
+  const auto sink = config_.node_rank == 0 ? group_.rank_sink() : link_->sink(uint32_t(number));
+  ASSIGN_OR_RETURN(rank.engine, engine::Engine::create(config, parts, sink));
+  rank.woken = rank.engine.get();
   return Ok{};
 }
 
@@ -233,7 +299,7 @@ void NodeRanksImpl::build_balancer() {
 
 Result<std::unique_ptr<NodeRanks>> NodeRanks::create(const ResolvedConfig& config, const MemoryPlan& plan, Parts parts,
                                                      std::function<void(api::EngineEvent)> sink) {
-  auto ranks = std::make_unique<NodeRanksImpl>(config, plan, parts, std::move(sink));
+  auto ranks = std::make_unique<NodeRanksImpl>(config, plan, std::move(parts), std::move(sink));
   RETURN_IF_ERROR(ranks->build());
   return std::unique_ptr<NodeRanks>(std::move(ranks));
 }

@@ -5,9 +5,8 @@
 #include <algorithm>
 
 #include "app/embedded_model.h"
+#include "app/resolve_experts.h"
 #include "app/server_flags.h"
-#include "experts/balance.h"
-#include "experts/files.h"
 #include "model/model.h"
 
 namespace tandem::app {
@@ -51,7 +50,7 @@ struct Resolver {
     for (const char* field :
          {"page_size", "max_running_requests", "max_total_tokens", "max_prefill_tokens", "context_length",
           "stream_interval", "decode_log_interval", "num_threads", "max_queued_requests",
-          "eplb_rebalance_num_iterations", "eplb_rebalance_layers_per_chunk", "cuda_graph_max_bs"}) {
+          "eplb_rebalance_num_iterations", "eplb_rebalance_layers_per_chunk", "cuda_graph_max_bs", "dist_timeout"}) {
       range(field, 1, kMany);
     }
     range("num_reserved_decode_tokens", 0, kMany);
@@ -160,6 +159,7 @@ struct Resolver {
     int64_t tp = flags.integer("tp_size"), dp = flags.integer("dp_size"), pp = flags.integer("pp_size");
     int64_t nodes = flags.integer("nnodes"), node = flags.integer("node_rank");
     if (tp * pp % nodes != 0) fault("--tp-size {} x --pp-size {} is not divisible by --nnodes {}", tp, pp, nodes);
+    if (pp == 1 && tp < nodes) fault("--tp-size {} is less than --nnodes {}: every node has a rank", tp, nodes);
     if (node >= nodes) fault("--node-rank {}: wanted less than --nnodes {}", node, nodes);
     if (dp == 1) {
       flags.set("enable_dp_attention", false);
@@ -177,7 +177,9 @@ struct Resolver {
     }
     config.dp_size = dp_attention ? int32_t(dp) : 1;
     config.attn_tp_size = int32_t(dp_attention && tp % dp == 0 ? tp / dp : tp);
-    config.num_ranks = int32_t(tp);
+    config.num_nodes = int32_t(nodes);
+    config.node_rank = int32_t(node);
+    config.num_ranks = int32_t(std::max<int64_t>(1, tp / nodes));
     if (config.attn_tp_size > 1) {
       config.refusals.push_back(fmt::format("attention tensor parallelism (--tp-size {} over --dp-size {})", tp, dp));
     }
@@ -263,7 +265,8 @@ struct Resolver {
     }
     config.engine.max_low_latency_tokens = mode == "normal" ? 0 : int32_t(limit);
     config.experts.max_low_latency_tokens = config.engine.max_low_latency_tokens;
-    config.experts.topology.num_ranks = config.num_ranks;
+    config.experts.topology.num_nodes = config.num_nodes;
+    config.experts.topology.num_ranks = config.num_nodes * config.num_ranks;
     config.experts.topology.slots_per_rank = int32_t(physical / std::max<int64_t>(1, config.ep_size));
     if (!config.ep_dispatch_algorithm.empty()) {
       config.experts.dispatch = *experts::parse_dispatch_algorithm(config.ep_dispatch_algorithm);
@@ -274,69 +277,7 @@ struct Resolver {
     if (config.experts.two_batches && config.num_ranks < 2 && flags.integer("nnodes") == 1) {
       warn("--enable-two-batch-overlap: one rank has no exchange to overlap");
     }
-    config.experts.topology.num_nodes = 1;
-    if (config.model.num_routed_experts > 0) resolve_balancer();
-  }
-
-  void resolve_balancer() {
-    engine::ExpertBalancerConfig& balancer = config.balancer.emplace();
-    const bool periodic = flags.enabled("enable_eplb");
-    const std::string mode =
-        flags.has("expert_distribution_recorder_mode") ? flags.text("expert_distribution_recorder_mode") : "stat";
-    if (mode == "per_pass" || mode == "per_token") {
-      config.refusals.push_back("--expert-distribution-recorder-mode " + mode);
-    }
-    balancer.topology = config.experts.topology;
-    balancer.dispatch = config.experts.dispatch;
-    balancer.num_groups = config.model.gate.num_groups;
-    const std::string algorithm = flags.text("eplb_algorithm");
-    balancer.algorithm = algorithm == "auto" ? "tandem" : algorithm;
-    balancer.is_periodic = periodic;
-    balancer.steps_between = flags.integer("eplb_rebalance_num_iterations");
-    balancer.skip_above = flags.number("eplb_min_rebalancing_utilization_threshold");
-    balancer.target = flags.number("eplb_target");
-    if (flags.has("eplb_rebalance_layers_per_chunk")) {
-      balancer.layers_per_version = int32_t(flags.integer("eplb_rebalance_layers_per_chunk"));
-    }
-    if (flags.enabled("enable_eplb_rebalance_async")) balancer.bytes_per_step = flags.integer("eplb_bytes_per_step");
-    balancer.recorder_steps = flags.has("expert_distribution_recorder_buffer_size")
-                                  ? flags.integer("expert_distribution_recorder_buffer_size")
-                                  : balancer.steps_between;
-    balancer.dump_directory = config.environment.recorder_directory;
-    balancer.model_name = config.served_model_name;
-    const int64_t spares = flags.has("eplb_spare_slots") ? flags.integer("eplb_spare_slots") : periodic ? 8 : 0;
-    config.experts.spare_slots = int32_t(spares);
-    if (periodic && spares == 0) fault("--enable-eplb needs at least one spare slot, got --eplb-spare-slots 0");
-    if (faults.empty()) resolve_location();
-  }
-
-  // The placement at start: as given, or planned from given loads.
-  void resolve_location() {
-    const experts::EpTopology& topology = config.experts.topology;
-    const experts::ExpertShape want{config.model.num_layers, config.model.num_routed_experts, topology.num_slots()};
-    Result<experts::InitExpertLocation> location =
-        experts::read_init_expert_location(flags.text("init_expert_location"), want);
-    if (!location) {
-      const std::string line = "--init-expert-location: " + location.error().message;
-      (location.error().code == ErrorCode::kNotFound ? config.missing : faults).push_back(line);
-      return;
-    }
-    if (auto* given = std::get_if<experts::PlacementFile>(&*location)) {
-      config.experts.placement = std::move(given->placement);
-    } else if (const auto* load = std::get_if<experts::LoadFile>(&*location)) {
-      Result<experts::BalanceAlgorithm> algorithm = experts::find_balance_algorithm(config.balancer->algorithm);
-      const experts::BalanceProblem problem{{&load->load, 1}, topology, config.model.gate.num_groups};
-      Result<experts::ExpertPlacement> plan =
-          algorithm ? plan_experts(*algorithm, problem) : Result<experts::ExpertPlacement>(algorithm.error());
-      if (!plan) return fault("--init-expert-location: {}", plan.error().message);
-      config.experts.placement = std::move(*plan);
-    } else if (topology.num_slots() >= config.model.num_routed_experts) {
-      config.experts.placement = experts::trivial_placement(want.num_layers, want.num_logical, want.num_slots);
-    }
-    if (config.experts.placement.num_layers == 0) return;
-    if (Status valid = validate(config.experts.placement, topology); !valid) {
-      fault("--init-expert-location: {}", valid.error().message);
-    }
+    if (config.model.num_routed_experts > 0) resolve_expert_balancing(config, faults);
   }
 
   void resolve_scheduler() {

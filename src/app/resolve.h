@@ -22,6 +22,7 @@ struct ResolvedConfig {
   model::ModelConfig model;
   engine::EngineConfig engine;  // max_total_tokens and max_running_requests 0: decided by the memory plan
   int32_t attn_tp_size = 1, dp_size = 1, ep_size = 1;
+  int32_t num_nodes = 1, node_rank = 0;
   int32_t num_ranks = 1;                                 // of this node
   model::ExpertOptions experts;                          // of the whole group
   std::optional<engine::ExpertBalancerConfig> balancer;  // absent: no routed experts

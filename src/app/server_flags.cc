@@ -52,7 +52,7 @@ constexpr Flag kFlags[] = {
     {"--decode-log-interval", kInt, "40", nullptr, kWorks, "decode steps between Decode batch lines"},
     {"--enable-request-time-stats-logging", kSwitch, nullptr, nullptr, kWorks, "Req Time Stats lines"},
     {"--watchdog-timeout", kFloat, "300", nullptr, kWorks, "seconds without progress before the server ends itself"},
-    {"--dist-timeout", kInt, nullptr, nullptr, kLater, "seconds to wait for the other nodes at start"},
+    {"--dist-timeout", kInt, "300", nullptr, kWorks, "seconds to wait for the other nodes at start"},
     // Memory and scheduling.
     {"--mem-fraction-static", kFloat, nullptr, nullptr, kWorks, "share of memory for weights and KV pool"},
     {"--max-running-requests", kInt, nullptr, nullptr, kWorks, "of the server; divided by dp-size"},
@@ -79,11 +79,11 @@ constexpr Flag kFlags[] = {
     {"--disable-shared-experts-fusion", kSwitch, nullptr, nullptr, kHarmless, "shared experts are never fused"},
     {"--enable-deterministic-inference", kSwitch, nullptr, nullptr, kHarmless, "always deterministic"},
     // Ranks and nodes.
-    {"--tp-size,--tensor-parallel-size", kInt, "1", nullptr, kWorks, "ranks of the server"},
+    {"--tp-size,--tensor-parallel-size", kInt, "1", nullptr, kWorks, "ranks of the server, of all nodes together"},
     {"--dp-size,--data-parallel-size", kInt, "1", nullptr, kWorks, "attention data-parallel groups"},
     {"--ep-size,--expert-parallel-size,--ep", kInt, "1", nullptr, kWorks, "expert-parallel ranks"},
     {"--pp-size,--pipeline-parallel-size", kInt, "1", nullptr, kLater, "pipeline stages"},
-    {"--nnodes", kInt, "1", nullptr, kLater, "nodes of the server"},
+    {"--nnodes", kInt, "1", nullptr, kWorks, "nodes of the server, one process each"},
     {"--node-rank", kInt, "0", nullptr, kWorks, "this node"},
     {"--dist-init-addr,--nccl-init-addr", kString, nullptr, nullptr, kWorks, "host:port where nodes meet"},
     {"--base-gpu-id", kInt, "0", nullptr, kHarmless, "no GPU in this build"},

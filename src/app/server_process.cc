@@ -5,9 +5,11 @@
 
 #include <random>
 
+#include "app/follower_process.h"
 #include "app/machine.h"
 #include "app/memory_plan.h"
 #include "app/node_ranks.h"
+#include "app/nodes.h"
 #include "app/signals.h"
 #include "base/log.h"
 #include "net/http_server.h"
@@ -62,6 +64,7 @@ class ProcessImpl final : public ServerProcess {
   void warmed_up(int status, const std::string& body);
   void say_ready();
   void watch();  // the loop's timer: signals, watchdog, drain
+  void end_lost(const std::string& reason);
   void begin_drain();
   void watch_drain();
 
@@ -87,17 +90,12 @@ Status ProcessImpl::build() {
   num_threads_ = config_.flags.has("num_threads") ? int(config_.flags.integer("num_threads")) : num_usable_cpus();
   ASSIGN_OR_RETURN(MemoryPlan plan, plan_memory(config_, num_threads_, available_memory_bytes()));
   for (const std::string& line : plan.lines) log::info("{}", line);
-  config_.engine.max_total_tokens = plan.max_total_tokens;
-  config_.engine.max_running_requests = plan.max_running_requests;
-  config_.engine.epoch = random_bits();
-  config_.engine.seed =
-      config_.flags.has("random_seed") ? uint64_t(config_.flags.integer("random_seed")) : random_bits();
-  config_.engine.log_forward_iters = config_.environment.log_forward_iters;
-  config_.engine.model_name = config_.served_model_name;
+  ASSIGN_OR_RETURN(const auto nodes, meet_nodes(config_, plan, clock_));
+  settle_engine(config_, plan);
   RETURN_IF_ERROR(load_texts());
   RETURN_IF_ERROR(build_server(plan));
   ASSIGN_OR_RETURN(ranks_,
-                   NodeRanks::create(config_, plan, {&clock_, &metrics_, num_threads_}, server_->engine_sink()));
+                   NodeRanks::create(config_, plan, {&clock_, &metrics_, num_threads_, nodes}, server_->engine_sink()));
   server_->start(ranks_->door(), ranks_->experts());
   return listen();
 }
@@ -250,7 +248,8 @@ void ProcessImpl::say_ready() {
 }
 
 void ProcessImpl::watch() {
-  if (signals_seen() > 0 && !draining_) begin_drain();
+  if (const std::optional<std::string> lost = ranks_->lost(); lost && exit_status_ == 0) end_lost(*lost);
+  if ((signals_seen() > 0 || ranks_->wants_stop()) && !draining_) begin_drain();
   if (draining_) watch_drain();
   const double limit = config_.flags.number("watchdog_timeout");
   if (seconds(clock_.now() - ranks_->door().snapshot().last_progress) > limit) {
@@ -258,6 +257,14 @@ void ProcessImpl::watch() {
     _exit(1);  // the engine thread is stuck, so there is nobody to join
   }
   timer_ = loop_.after(kSignalPoll, [this] { watch(); });
+}
+
+// A rank or node is gone for good: what runs gets its error, then the process ends and says why.
+void ProcessImpl::end_lost(const std::string& reason) {
+  log::error("{}; the server ends", reason);
+  exit_status_ = 1;
+  ready_ = false;  // /health is red at once
+  if (!draining_) begin_drain();
 }
 
 void ProcessImpl::begin_drain() {
@@ -303,7 +310,17 @@ int ProcessImpl::run() {
 
 }  // namespace
 
+void settle_engine(ResolvedConfig& config, const MemoryPlan& plan) {
+  config.engine.max_total_tokens = plan.max_total_tokens;
+  config.engine.max_running_requests = plan.max_running_requests;
+  config.engine.epoch = random_bits();
+  config.engine.seed = config.flags.has("random_seed") ? uint64_t(config.flags.integer("random_seed")) : random_bits();
+  config.engine.log_forward_iters = config.environment.log_forward_iters;
+  config.engine.model_name = config.served_model_name;
+}
+
 Result<std::unique_ptr<ServerProcess>> ServerProcess::start(ResolvedConfig config) {
+  if (config.node_rank > 0) return start_follower(std::move(config));
   auto process = std::make_unique<ProcessImpl>(std::move(config));
   RETURN_IF_ERROR(process->build());
   return std::unique_ptr<ServerProcess>(std::move(process));

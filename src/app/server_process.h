@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "app/memory_plan.h"
 #include "app/resolve.h"
 #include "base/result.h"
 
@@ -11,12 +12,16 @@ namespace tandem::app {
 
 class ServerProcess {
  public:
-  // Plans memory, loads the model, opens the KV port and the HTTP port. Errors name file, port or flag.
+  // Plans memory, meets the other nodes, loads the model, opens the KV port and the HTTP port. Errors name file, port,
+  // flag or node.
   static Result<std::unique_ptr<ServerProcess>> start(ResolvedConfig config);
   virtual ~ServerProcess() = default;
 
   // Serves until SIGINT or SIGTERM, drains, and returns the exit status.
   virtual int run() = 0;
 };
+
+// What the engines' configuration takes from the plan and the environment, and this process's random numbers.
+void settle_engine(ResolvedConfig& config, const MemoryPlan& plan);
 
 }  // namespace tandem::app

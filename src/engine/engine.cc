@@ -273,6 +273,7 @@ void RankEngine::publish() {
   next.handover_bytes = core_.handover_bytes;
   next.handovers = core_.handovers;
   next.draining = draining_;
+  next.lost = lost_;
   std::lock_guard lock(snapshot_mutex_);
   // A vote that nobody answers is no progress.
   if (vote_posted_ || lost_) next.last_progress = snapshot_.last_progress;
@@ -331,6 +332,7 @@ EngineSnapshot combine(std::span<const EngineSnapshot> ranks) {
     all.handover_bytes += rank.handover_bytes;
     all.handovers += rank.handovers;
     all.draining = all.draining || rank.draining;
+    all.lost = all.lost || rank.lost;
   }
   return all;
 }

@@ -111,6 +111,7 @@ struct EngineSnapshot {
   uint64_t prompt_tokens_computed = 0;  // tokens that went through a prefill step here (decode in PD: stays 0)
   uint64_t handover_bytes = 0, handovers = 0;
   bool draining = false;
+  bool lost = false;  // a rank of the group is gone: this one answers everything with an error
 };
 
 // The figures of a group as those of one engine: sums; of progress and steps the least, since a group is as alive as

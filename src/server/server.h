@@ -66,9 +66,10 @@ struct ServerParts {
   std::optional<text::ChatTemplate> chat_template;   // absent: chat is refused
 };
 
-// Wiring: create(); Engine::create(..., server->engine_sink()); server->start(*engine, experts); HttpServer::listen(...,
-// server->handler()). Until start() every request but the plain information is answered 503. At the end: drain(), wait
-// for active_requests() == 0 (or abort_all() at the deadline), stop the engine, stop the loop, destroy the server.
+// Wiring: create(); Engine::create(..., server->engine_sink()); server->start(*engine, experts);
+// HttpServer::listen(..., server->handler()). Until start() every request but the plain information is answered 503. At
+// the end: drain(), wait for active_requests() == 0 (or abort_all() at the deadline), stop the engine, stop the loop,
+// destroy the server.
 class Server {
  public:
   static Result<std::unique_ptr<Server>> create(ServerConfig config, ServerParts parts);
@@ -83,7 +84,8 @@ class Server {
 
   // Called on the engine's thread; outlives the server. Enqueues; waits only while 2^18 events are unread.
   std::function<void(api::EngineEvent)> engine_sink();
-  // Before the loop runs, or on its thread. Both outlive the server's last request. experts null: one rank, or no experts.
+  // Before the loop runs, or on its thread. Both outlive the server's last request. experts null: one rank, or no
+  // experts.
   void start(engine::EngineDoor& engine, engine::ExpertBalancer* experts);
 
   // Takes nothing new (503), /health turns 503, what runs goes on.

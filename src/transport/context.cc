@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 #include <ucs/config/global_opts.h>
 #include <ucs/debug/debug.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <cstdlib>
@@ -71,7 +72,7 @@ SocketAddress from_sockaddr(const Address& address) {
 
 }  // namespace
 
-Result<std::unique_ptr<Context>> Context::create(std::span<std::byte> region) {
+Result<std::unique_ptr<Context>> Context::create(std::span<std::byte> region, bool can_wait) {
   quieten_ucx();
   ucp_config_t* config = nullptr;
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
@@ -85,6 +86,8 @@ Result<std::unique_ptr<Context>> Context::create(std::span<std::byte> region) {
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME;
   params.features = UCP_FEATURE_AM | UCP_FEATURE_RMA;
+  if (can_wait) params.features |= UCP_FEATURE_WAKEUP;
+  state->can_wait = can_wait;
   params.name = "tandem";
   status = ucp_init(&params, config, &state->ucp);
   ucp_config_release(config);
@@ -127,6 +130,25 @@ Result<SocketAddress> resolve(const std::string& host, uint16_t port) {
   std::memcpy(address.bytes.data(), found->ai_addr, found->ai_addrlen);
   freeaddrinfo(found);
   return address;
+}
+
+Result<std::string> local_host_towards(const SocketAddress& other) {
+  const auto* address = reinterpret_cast<const sockaddr*>(other.bytes.data());
+  const int probe = socket(address->sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (probe < 0) return exhausted(fmt::format("socket: {}", std::strerror(errno)));
+  sockaddr_storage own{};
+  socklen_t length = sizeof(own);
+  const bool known = connect(probe, address, socklen_t(other.bytes.size())) == 0 &&
+                     getsockname(probe, reinterpret_cast<sockaddr*>(&own), &length) == 0;
+  const int reason = errno;
+  close(probe);
+  if (!known) return not_found(fmt::format("no route to the other machine: {}", std::strerror(reason)));
+  char text[INET6_ADDRSTRLEN] = {};
+  const void* number = own.ss_family == AF_INET6
+                           ? static_cast<const void*>(&reinterpret_cast<const sockaddr_in6*>(&own)->sin6_addr)
+                           : &reinterpret_cast<const sockaddr_in*>(&own)->sin_addr;
+  inet_ntop(own.ss_family, number, text, sizeof(text));
+  return std::string(text);
 }
 
 }  // namespace tandem::transport

@@ -27,6 +27,8 @@ struct SocketAddress {
 };
 // Numeric addresses and "localhost" are answered at once, other names by getaddrinfo, which may block for seconds.
 Result<SocketAddress> resolve(const std::string& host, uint16_t port);
+// The address of this machine, in numbers, from which it would talk to the other one. Sends nothing.
+Result<std::string> local_host_towards(const SocketAddress& other);
 
 // A connection, inbound or outbound, as numbered by its Worker. Never reused.
 struct EndpointId {
@@ -60,7 +62,8 @@ inline constexpr size_t kMaxKeyBytes = 1024;
 class Context {
  public:
   // region: what peers that got key() may read and where our own reads land. Borrowed; outlives the context.
-  static Result<std::unique_ptr<Context>> create(std::span<std::byte> region);
+  // can_wait: its workers can park their thread (Worker::wait).
+  static Result<std::unique_ptr<Context>> create(std::span<std::byte> region, bool can_wait = false);
   ~Context();
 
   std::span<std::byte> region() const;
@@ -103,6 +106,11 @@ class Worker {
 
   // A bounded amount of work. Returns whether anything happened.
   bool progress(TimePoint now, std::vector<Event>& events);
+  // Parks the thread until progress() may have something to do, wake() was called or the timeout passed: false only
+  // then. REQUIRES a context that can wait.
+  bool wait(Duration timeout);
+  // Any thread: ends the current or the next wait early. REQUIRES a context that can wait.
+  void wake();
 
   struct State;
 

@@ -14,6 +14,7 @@ struct Context::State {
   ucp_mem_h memory = nullptr;
   std::span<std::byte> region;
   std::string key;
+  bool can_wait = false;
 };
 
 inline Error ucx_error(const char* what, ucs_status_t status) {

@@ -1,6 +1,7 @@
 #include <arpa/inet.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
+#include <poll.h>
 
 #include <cstring>
 #include <deque>
@@ -66,6 +67,7 @@ struct Worker::State {
   Context& context;
   ucp_worker_h ucp = nullptr;
   ucp_listener_h listener = nullptr;
+  int wait_fd = -1;  // readable when there is something to do; of contexts that can wait
   uint64_t next_endpoint = 1;
   std::unordered_map<uint64_t, std::unique_ptr<Endpoint>> endpoints;
   std::unordered_map<ucp_ep_h, Endpoint*> by_handle;  // open ones
@@ -248,6 +250,10 @@ Result<std::unique_ptr<Worker>> Worker::create(Context& context) {
   handler.arg = state.get();
   status = ucp_worker_set_am_recv_handler(state->ucp, &handler);
   CHECK(status == UCS_OK);
+  if (context.state().can_wait) {
+    status = ucp_worker_get_efd(state->ucp, &state->wait_fd);
+    if (status != UCS_OK) return exhausted(fmt::format("UCX gives no descriptor: {}", ucs_status_string(status)));
+  }
   return std::unique_ptr<Worker>(new Worker(std::move(state)));
 }
 
@@ -385,5 +391,18 @@ bool Worker::progress(TimePoint now, std::vector<Event>& events) {
   state_->arrived.clear();
   return any;
 }
+
+bool Worker::wait(Duration timeout) {
+  CHECK(state_->wait_fd >= 0);
+  if (!state_->arrived.empty() || !state_->requests.empty()) return true;
+  // Busy: something came since the last progress(); the descriptor would not tell.
+  if (ucp_worker_arm(state_->ucp) != UCS_OK) return true;
+  const auto whole = std::chrono::duration_cast<std::chrono::seconds>(timeout);
+  const timespec longest{time_t(whole.count()), long((timeout - whole).count())};
+  pollfd waited{state_->wait_fd, POLLIN, 0};
+  return ppoll(&waited, 1, &longest, nullptr) != 0;
+}
+
+void Worker::wake() { ucp_worker_signal(state_->ucp); }
 
 }  // namespace tandem::transport

@@ -23,13 +23,14 @@ TEST(MemoryPlan, GivenTokensAreTakenAndTheLinesAddUp) {
   ASSERT_TRUE(plan) << plan.error().message;
   EXPECT_EQ(plan->max_total_tokens, 992);  // whole pages
   EXPECT_EQ(plan->kv_bytes, 992 * 6 * 160 * 4);
-  EXPECT_EQ(plan->lines.size(), 5u);
+  EXPECT_EQ(plan->lines.size(), 7u);
 }
 
 TEST(MemoryPlan, FractionBoundsThePool) {
   Result<MemoryPlan> plan = plan_memory(tiny({"--mem-fraction-static", "0.5"}), 1, 4 * kGiB);
   ASSERT_TRUE(plan) << plan.error().message;
-  int64_t sum = plan->weight_bytes + plan->workspace_bytes + plan->logits_bytes + plan->kv_bytes;
+  int64_t sum = plan->weight_bytes + plan->expert_bytes + plan->workspace_bytes + plan->exchange_bytes +
+                plan->logits_bytes + plan->kv_bytes;
   EXPECT_LE(sum, 2 * kGiB);
   EXPECT_GT(sum, 2 * kGiB - (1 << 20));
 }

@@ -4,6 +4,7 @@
 
 #include <sstream>
 
+#include "app/nodes.h"
 #include "app/server_flags.h"
 
 namespace tandem::app {
@@ -50,9 +51,39 @@ TEST(Resolve, SeedPrefillOnThreeNodes) {
   EXPECT_EQ(config.attn_tp_size, 1);
   EXPECT_EQ(config.ep_size, 24);
   EXPECT_EQ(config.ep_dispatch_algorithm, "dynamic");
-  EXPECT_FALSE(config.refusals.empty());
+  EXPECT_TRUE(config.refusals.empty()) << joined(config.refusals);
   json::Object described = describe(config);
   EXPECT_EQ(described["derived"].as_object()["experts_per_rank"], 12);
+}
+
+const std::string kTwoNodes = "--model-path " + kTiny + " --tp-size 4 --dp-size 4 --enable-dp-attention --nnodes 2 " +
+                              "--dist-init-addr 10.0.0.1:5757 --node-rank ";
+
+TEST(Resolve, RanksAreSpreadOverNodesAndExpertsOverAllOfThem) {
+  const ResolvedConfig config = resolve_line(kTwoNodes + "1").config;
+  EXPECT_TRUE(config.refusals.empty()) << joined(config.refusals);
+  EXPECT_EQ(config.num_ranks, 2);
+  EXPECT_EQ(config.num_nodes, 2);
+  EXPECT_EQ(config.node_rank, 1);
+  EXPECT_EQ(config.dp_size, 4);
+  EXPECT_EQ(config.experts.topology, (experts::EpTopology{2, 4, 8}));
+  EXPECT_EQ(config.flags.integer("dist_timeout"), 300);
+}
+
+TEST(Resolve, NodesAgreeOnWhatTheyShareAndKeepTheRest) {
+  const auto settings = [](const std::string& more) {
+    std::vector<std::string> all;
+    for (const auto& [name, value] : agreed_settings(resolve_line(kTwoNodes + more).config)) {
+      EXPECT_EQ(value.find("s3cret"), std::string::npos) << name;
+      all.push_back(name + "=" + value);
+    }
+    return all;
+  };
+  const std::string of_one_node = " --host 10.0.0.2 --port 31000 --num-threads 3 --api-key s3cret --log-level warning";
+  EXPECT_EQ(settings("0"), settings("1" + of_one_node));
+  EXPECT_NE(settings("0"), settings("1 --page-size 4"));
+  EXPECT_NE(settings("0"), settings("1 --max-total-tokens 4096"));
+  EXPECT_NE(settings("0"), settings("1 --json-model-override-args {\"num_hidden_layers\":3}"));
 }
 
 TEST(Resolve, SeedDecodeOnOneNode) {
@@ -163,7 +194,7 @@ TEST(Resolve, TheCacheIsF32UnlessBf16IsAskedFor) {
 
 TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
   for (const char* flags : {"--tp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE",
-                            "--expert-distribution-recorder-mode stat", "--enable-two-batch-overlap",
+                            "--expert-distribution-recorder-mode per_pass", "--enable-single-batch-overlap",
                             "--kv-cache-dtype fp8_e4m3", "--device cuda"}) {
     ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " " + flags);
     EXPECT_TRUE(outcome.faults.empty()) << flags << ": " << joined(outcome.faults);

@@ -144,6 +144,54 @@ TEST_F(TransportWorker, APortInUseIsAnErrorThatNamesIt) {
   EXPECT_NE(again.error().message.find(std::to_string(*port)), std::string::npos) << again.error().message;
 }
 
+struct WaitingSide {
+  WaitingSide() : context(*Context::create({}, true)), worker(*Worker::create(*context)) {}
+  std::unique_ptr<Context> context;
+  std::unique_ptr<Worker> worker;
+  std::vector<Event> events;
+};
+
+TEST(TransportWait, EndsByAMessageByWakeAndByTheTimeout) {
+  SystemClock clock;
+  WaitingSide server, client;
+  const auto port = server.worker->listen("127.0.0.1", 0);
+  ASSERT_TRUE(port);
+  const auto endpoint = client.worker->connect(*resolve("127.0.0.1", *port));
+  const auto pump = [&](size_t events) {
+    const TimePoint deadline = clock.now() + std::chrono::seconds(20);
+    while (server.events.size() < events && clock.now() < deadline) {
+      client.worker->progress(clock.now(), client.events);
+      server.worker->progress(clock.now(), server.events);
+    }
+    return server.events.size() >= events;
+  };
+  client.worker->send(*endpoint, "first");
+  ASSERT_TRUE(pump(2));  // accepted, arrived
+  for (int i = 0; i < 20; ++i) {
+    const TimePoint begin = clock.now();
+    std::jthread sender([&] { client.worker->send(*endpoint, "more"); });
+    while (server.events.size() < size_t(3 + i) && clock.now() - begin < std::chrono::seconds(15)) {
+      if (!server.worker->progress(clock.now(), server.events)) server.worker->wait(std::chrono::seconds(15));
+    }
+    EXPECT_LT(clock.now() - begin, std::chrono::seconds(10)) << i;
+  }
+  {
+    const TimePoint begin = clock.now();
+    std::jthread waker([&] { server.worker->wake(); });
+    server.worker->wait(std::chrono::seconds(15));
+    EXPECT_LT(clock.now() - begin, std::chrono::seconds(10));
+  }
+  while (server.worker->progress(clock.now(), server.events)) {
+  }
+  const TimePoint begin = clock.now();
+  while (clock.now() - begin < std::chrono::milliseconds(5)) server.worker->wait(std::chrono::milliseconds(5));
+  EXPECT_LT(clock.now() - begin, std::chrono::seconds(10));
+}
+
+TEST(TransportResolve, TheOwnAddressTowardsLoopbackIsLoopback) {
+  EXPECT_EQ(*local_host_towards(*resolve("127.0.0.1", 9)), "127.0.0.1");
+}
+
 TEST(TransportResolve, NumbersAndLocalhostNeedNoNameServer) {
   EXPECT_TRUE(resolve("127.0.0.1", 80));
   EXPECT_TRUE(resolve("localhost", 80));

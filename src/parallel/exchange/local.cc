@@ -1,32 +1,16 @@
-// Exchange between ranks of one process. A rank publishes where its rows lie and counts up; the others read them there.
-// Two counters per rank and channel are all the synchronisation:
-//   dispatched: x and slots are readable. They stay so until all ranks have answered, which they do after reading them.
-//   answered:   results and their index are readable. They stay so until all ranks have dispatched again, which they do
-//               after adding up what they read.
+// Exchange between ranks of one process: seats.h says how ranks see each other's rows and results.
 #include <fmt/format.h>
-
-#include <atomic>
 
 #include "base/check.h"
 #include "base/queue.h"
-#include "parallel/exchange/collect.h"
+#include "parallel/exchange/seats.h"
 #include "parallel/expert_exchange.h"
 
 namespace tandem::parallel {
 namespace {
 
-struct alignas(64) Published {
-  ExchangeSource source;  // written by the owner before `dispatched` counts
-  std::atomic<uint64_t> dispatched = 0, answered = 0;
-};
-
-struct Seat {
-  Seat(const ExchangeShape& shape, Rank rank) : channels(size_t(shape.num_channels)) {
-    for (int32_t i = 0; i < shape.num_channels; ++i) collectors.emplace_back(shape, rank);
-  }
-  std::vector<Published> channels;
-  std::vector<Collector> collectors;
-  std::atomic<bool> parked = false;
+struct LocalSeat : Seat {
+  using Seat::Seat;
   BoundedQueue<bool> bell{1};  // carries no values, only wake()
 };
 
@@ -34,7 +18,7 @@ struct Group {
   ExchangeShape shape;
   Duration deadline;
   int32_t spins = 0;
-  std::vector<std::unique_ptr<Seat>> seats;  // never resized
+  std::vector<std::unique_ptr<LocalSeat>> seats;  // never resized
 };
 
 class LocalExchange final : public ExpertExchange {
@@ -135,7 +119,7 @@ class LocalExchange final : public ExpertExchange {
   }
 
  private:
-  enum class Stage : uint8_t { kFree, kDispatched, kReceived, kAnswered };
+  using Stage = ExchangeStage;
   struct Channel {
     Stage stage = Stage::kFree;
     ExchangeTag tag;
@@ -186,7 +170,7 @@ class LocalExchange final : public ExpertExchange {
   }
 
   const std::shared_ptr<Group> group_;
-  Seat& self_;
+  LocalSeat& self_;
   const Rank rank_;
   std::vector<Channel> channels_;
 };
@@ -204,7 +188,7 @@ std::vector<std::unique_ptr<ExpertExchange>> make_local_exchanges(const Exchange
   group->deadline = deadline;
   group->spins = spins;
   std::vector<std::unique_ptr<ExpertExchange>> ranks;
-  for (int32_t i = 0; i < shape.num_ranks; ++i) group->seats.push_back(std::make_unique<Seat>(shape, Rank{i}));
+  for (int32_t i = 0; i < shape.num_ranks; ++i) group->seats.push_back(std::make_unique<LocalSeat>(shape, Rank{i}));
   for (int32_t i = 0; i < shape.num_ranks; ++i) ranks.push_back(std::make_unique<LocalExchange>(group, Rank{i}));
   return ranks;
 }

@@ -1,0 +1,79 @@
+// What the nodes of one server say to each other about requests: commands from node 0 to the rank that owns a request,
+// events and figures back, and what is agreed before the ranks start. Fixed binary encoding, little-endian;
+// docs/protocol.md has every byte. Pure values; any thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "api/generate.h"
+#include "api/handover.h"
+#include "base/result.h"
+
+namespace tandem::api {
+
+inline constexpr uint16_t kNodeMessageVersion = 1;
+
+// Node 0 to the node of the rank. rank: of the whole group.
+struct NodeSubmit {
+  uint32_t rank = 0;
+  EngineRequest request;
+};
+struct NodeCancel {
+  uint32_t rank = 0;
+  RequestId id;
+  uint8_t reason = 0;  // engine::CancelReason
+  std::string matched_text;
+};
+struct NodeFlush {
+  uint32_t rank = 0;
+  uint64_t flush_id = 0;  // node 0's own number
+};
+struct NodeDrain {
+  uint32_t rank = 0;
+};
+// Back to node 0.
+struct NodeFlushed {
+  uint32_t rank = 0;
+  uint64_t flush_id = 0;
+  bool flushed = false;
+};
+struct NodeEvent {
+  uint32_t rank = 0;
+  EngineEvent event;
+};
+// engine::EngineSnapshot, with an age where that has a time: clocks of two machines have nothing in common.
+struct RankFigures {
+  uint64_t forward_steps = 0, progress_age_us = 0;
+  int32_t running = 0, queued = 0, prealloc = 0, transferring = 0, retracted = 0, inflight = 0;
+  int64_t used_tokens = 0, cached_tokens = 0, total_tokens = 0, waiting_tokens = 0;
+  int64_t free_blocks = 0, leased_blocks = 0, cached_blocks = 0, total_blocks = 0;
+  double last_gen_throughput = 0;
+  uint64_t prompt_tokens_computed = 0, handover_bytes = 0, handovers = 0;
+  bool has_progress = false, draining = false, lost = false;
+  bool operator==(const RankFigures&) const = default;
+};
+struct NodeFigures {
+  std::vector<RankFigures> ranks;  // of the sending node, in order
+};
+// Each node to node 0, once its model is there; node 0 answers all with NodeGo.
+struct NodeLoaded {
+  uint64_t model_fingerprint = 0;
+  std::vector<RankAddress> kv_ports;  // of its ranks; prefill servers only
+};
+struct NodeGo {
+  std::vector<RankAddress> kv_ports;  // of all ranks
+};
+struct NodeStop {};       // node 0: end; its ranks leave with all others
+struct NodeWantsStop {};  // to node 0: somebody asked this node to end
+using NodeMessage = std::variant<NodeSubmit, NodeCancel, NodeFlush, NodeDrain, NodeFlushed, NodeEvent, NodeFigures,
+                                 NodeLoaded, NodeGo, NodeStop, NodeWantsStop>;
+
+std::string encode_node_message(const NodeMessage& message);
+// Errors: kInvalidInput for another version; kCorrupt for everything else that is not exactly one message.
+Result<NodeMessage> decode_node_message(std::string_view bytes);
+
+}  // namespace tandem::api

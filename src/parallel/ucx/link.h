@@ -1,0 +1,58 @@
+// Link: connections that carry records of any length between nodes, over one UCX worker. Owner: one thread, but wake().
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "parallel/ucx/wire.h"
+#include "transport/transport.h"
+
+namespace tandem::parallel {
+
+struct LinkRecord {
+  transport::EndpointId endpoint;
+  std::string bytes;  // see decode_record()
+};
+struct LinkLost {  // terminal
+  transport::EndpointId endpoint;
+  std::string reason;
+};
+using LinkEvent = std::variant<LinkRecord, LinkLost>;
+
+class Link {
+ public:
+  static Result<std::unique_ptr<Link>> create();
+
+  Status listen(const std::string& host, uint16_t port);
+  Result<transport::EndpointId> call(const transport::SocketAddress& address);
+  // Queued; a no-op on lost connections.
+  void write(transport::EndpointId endpoint, const NodeRecord& record);
+  size_t backlog(transport::EndpointId endpoint) const;  // bytes that are not on their way
+  void close(transport::EndpointId endpoint, bool linger);
+
+  bool poll(TimePoint now, std::vector<LinkEvent>& events);
+  void wait(Duration timeout) { worker_->wait(timeout); }
+  void wake() { worker_->wake(); }  // any thread
+
+ private:
+  struct Peer {
+    RecordStream in;
+    std::string out;
+    size_t sent = 0;  // of out
+  };
+  Link() = default;
+  void take(const transport::Event& event, std::vector<LinkEvent>& events);
+  bool flush();
+
+  std::unique_ptr<transport::Context> context_;
+  std::unique_ptr<transport::Worker> worker_;
+  std::map<transport::EndpointId, Peer> peers_;
+  std::vector<transport::Event> arrived_;  // scratch
+};
+
+}  // namespace tandem::parallel

@@ -1,0 +1,253 @@
+"""Servers of several nodes, all on this machine: same tokens as one rank, prefill and decode apart, a node that dies,
+nodes that do not fit together or do not come."""
+
+import http.client
+import threading
+import time
+
+import harness
+from harness import REFERENCE, Case, Process, Server, Stream, certain_tokens, free_port, greedy, request, wait_until
+
+PROMPTS = [prompt for prompt in REFERENCE if len(prompt["ids"]) < 300][:6]
+LOST_DEADLINE_S = 15
+FLAGS = ("--num-threads", 1, "--max-total-tokens", 16384, "--max-running-requests", 64)
+
+
+class Nodes:
+    """One server over two nodes. more: flags of both; of_node: by node, flags of one."""
+
+    def __init__(self, name, ranks, *more, of_node=((), ())):
+        meeting = f"127.0.0.1:{free_port()}"
+        self.servers = [
+            Server(
+                f"{name}-node{node}",
+                "launch_server",
+                free_port(),
+                *("--tp-size", ranks, "--dp-size", ranks, "--enable-dp-attention", "--moe-a2a-backend", "deepep"),
+                *("--nnodes", 2, "--node-rank", node, "--dist-init-addr", meeting),
+                *FLAGS,
+                *more,
+                *of_node[node],
+            )
+            for node in range(2)
+        ]
+        self.front = self.servers[0]
+
+    def wait_ready(self):
+        for server in self.servers:
+            server.wait_ready()
+        return self
+
+    def close(self):
+        for server in self.servers:
+            server.close()
+
+
+def states(server):
+    return request(server.port, "GET", "/get_server_info").json()["internal_states"]
+
+
+class CombinedTest(Case):
+    """Two nodes of two ranks beside a server of one."""
+
+    @classmethod
+    def make(cls):
+        nodes = Nodes("combined", 4)
+        nodes.single = Server("single", "launch_server", free_port(), *FLAGS)
+        nodes.servers.append(nodes.single)
+        return nodes
+
+    def wait_idle(self, deadline_s=15):
+        wait_until(lambda: not any(map(harness.idle_fault, states(self.deployment.front))), deadline_s, "idle")
+
+    def tokens(self, server, ids, **more):
+        body = {"input_ids": ids, "sampling_params": greedy(24, ignore_eos=True), **more}
+        answer = request(server.port, "POST", "/generate", body)
+        self.assertEqual(answer.status, 200, answer)
+        return answer.json()["output_ids"]
+
+    def test_every_rank_gives_the_tokens_of_a_server_of_one_rank(self):
+        for i, prompt in enumerate(PROMPTS):
+            expected = self.tokens(self.deployment.single, prompt["ids"])
+            ranks = range(4) if i == 0 else [i % 4]
+            for rank in ranks:
+                with self.subTest(prompt=prompt["name"], rank=rank):
+                    got = self.tokens(self.deployment.front, prompt["ids"], data_parallel_rank=rank)
+                    self.assertEqual(got, expected)
+        self.wait_idle()
+
+    def test_a_batch_over_all_ranks_gives_the_tokens_of_a_server_of_one_rank(self):
+        ids = [prompt["ids"] for prompt in PROMPTS] * 2
+        body = {"input_ids": ids, "sampling_params": greedy(16, ignore_eos=True)}
+        answers = [request(s.port, "POST", "/generate", body) for s in (self.deployment.front, self.deployment.single)]
+        got, expected = ([item["output_ids"] for item in answer.json()] for answer in answers)
+        self.assertEqual(got, expected)
+        self.wait_idle()
+
+    def test_figures_of_all_ranks_are_shown_and_the_other_node_says_that_it_lives(self):
+        self.assertEqual(len(states(self.deployment.front)), 4)
+        load = request(self.port, "GET", "/get_load").json()
+        self.assertEqual([rank["dp_rank"] for rank in load], [0, 1, 2, 3])
+        other = self.deployment.servers[1].port
+        for path in ("/ping", "/health", "/health_generate"):
+            self.assertEqual(request(other, "GET", path).status, 200)
+        self.assertEqual(request(other, "POST", "/generate", {"text": "x"}).status, 404)
+
+    def test_a_hang_up_frees_a_rank_of_the_other_node(self):
+        body = {
+            "input_ids": PROMPTS[0]["ids"],
+            "sampling_params": greedy(3000, ignore_eos=True),
+            "stream": True,
+            "data_parallel_rank": 3,
+        }
+        with Stream(self.port, "/generate", body) as stream:
+            self.assertEqual(stream.status, 200)
+            next(iter(stream))
+        self.wait_idle()
+
+    def test_flushing_reaches_the_other_node(self):
+        self.tokens(self.deployment.front, PROMPTS[1]["ids"], data_parallel_rank=2)
+        self.wait_idle()
+        self.assertEqual(request(self.port, "POST", "/flush_cache").status, 200)
+        wait_until(lambda: not any(s["cached_blocks"] for s in states(self.deployment.front)), 5, "nothing cached")
+
+    def test_zz_a_signal_to_the_other_node_ends_all_nodes_in_agreement(self):
+        first, other = self.deployment.servers[:2]
+        body = {"input_ids": PROMPTS[0]["ids"], "sampling_params": greedy(40, ignore_eos=True)}
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(request(self.port, "POST", "/generate", body)))
+        asking.start()
+        wait_until(lambda: any(s["running"] for s in states(first)), 10, "running")
+        self.assertEqual(other.stop(), 0)
+        self.assertEqual(first.child.wait(10), 0)
+        asking.join(10)
+        self.assertEqual([answer.status for answer in answers], [200])
+
+
+class PairTest(Case):
+    """Prefill and decode apart, two nodes each, behind the router."""
+
+    @classmethod
+    def make(cls):
+        pair = harness.Pair.__new__(harness.Pair)
+        pair.bootstrap_port = free_port()
+        digest = ("--kv-digest-sample-rate", 1.0)
+        pair.groups = [
+            Nodes("prefill", 2, "--disaggregation-mode", "prefill", *digest, of_node=(
+                ("--disaggregation-bootstrap-port", pair.bootstrap_port),
+                (),
+            )),
+            Nodes("decode", 2, "--disaggregation-mode", "decode", *digest),
+        ]
+        pair.prefill, pair.decode = (group.front for group in pair.groups)
+        pair.prefill_port, pair.decode_port = pair.prefill.port, pair.decode.port
+        pair.start_router(free_port())
+        return PairOfGroups(pair)
+
+    def test_tokens_are_the_references_whatever_rank_serves(self):
+        for prompt in PROMPTS * 2:  # rooms are random, so are the ranks
+            expected = certain_tokens(prompt)[:16]
+            answer = self.generate({"input_ids": prompt["ids"], "sampling_params": greedy(16)})
+            self.assertEqual(answer["output_ids"][: len(expected)], expected, prompt["name"])
+        used = [[s["handovers"] for s in states(server)] for server in self.deployment.fronts]
+        self.assertTrue(all(all(ranks) for ranks in used), used)
+
+
+class PairOfGroups:
+    def __init__(self, pair):
+        self.pair, self.front = pair, pair.router
+        self.fronts = [group.front for group in pair.groups]
+        self.servers = [server for group in pair.groups for server in group.servers]
+
+    def wait_ready(self):
+        for server in (*self.servers, self.front):
+            server.wait_ready()
+        return self
+
+    def close(self):
+        for server in (self.front, *self.servers):
+            server.close()
+
+
+class LossTest(Case):
+    """kill -9 of a node under load."""
+
+    @classmethod
+    def make(cls):
+        return Nodes("lost", 4)
+
+    def test_every_client_hears_health_turns_red_and_node_0_names_the_node(self):
+        first, other = self.deployment.servers
+        ends, begun = [None] * 12, set()
+
+        def ask(i):
+            body = {"input_ids": PROMPTS[i % len(PROMPTS)]["ids"], "sampling_params": greedy(3000, ignore_eos=True)}
+            try:
+                with Stream(self.port, "/generate", {**body, "stream": True}, 60) as stream:
+                    last = None
+                    for last in stream:
+                        begun.add(i)
+                    ends[i] = ("done" if stream.done else "cut", last)
+            except (OSError, http.client.HTTPException) as error:
+                ends[i] = (type(error).__name__, error)
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(ends))]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(begun) == len(ends), 60, "all streams have begun")
+        other.kill()
+        killed = time.monotonic()
+
+        def red():
+            try:
+                return request(self.port, "GET", "/health", deadline_s=5).status == 503
+            except (OSError, http.client.HTTPException):
+                return True
+
+        wait_until(red, LOST_DEADLINE_S, "health red")
+        for thread in threads:
+            thread.join(30)
+        self.assertLess(time.monotonic() - killed, LOST_DEADLINE_S)
+        for how, last in ends:
+            self.assertEqual(how, "done", ends)
+            reason = last["meta_info"]["finish_reason"]
+            self.assertEqual(reason["type"], "abort", last)
+            self.assertIn("node 1", reason["message"])
+        self.assertEqual(first.child.wait(LOST_DEADLINE_S), 1)
+        self.assertIn("node 1 (127.0.0.1) was lost", first.log())
+
+
+class StartTest(harness.unittest.TestCase):
+    def run_both(self, *more, of_node=((), ())):
+        nodes = Nodes("start", 2, *more, of_node=of_node)
+        try:
+            return [(server.child.wait(60), server.log()) for server in nodes.servers]
+        finally:
+            nodes.close()
+
+    def test_a_flag_that_differs_is_named_on_both_nodes(self):
+        for status, log in self.run_both(of_node=(("--page-size", 1), ("--page-size", 4))):
+            self.assertEqual(status, 2, log)
+            self.assertIn("--page-size differs: node 0 (127.0.0.1) has 1, node 1 (127.0.0.1) has 4", log)
+
+    def test_a_missing_node_is_named(self):
+        address = f"127.0.0.1:{free_port()}"
+        lines = {
+            0: "node(s) 1 of 2 did not come to " + address,
+            1: "node 1 found no group: node 0 at " + address,
+        }
+        for node, line in lines.items():
+            alone = Process(
+                f"alone{node}", "launch_server", "--port", free_port(), "--tp-size", 2, "--dp-size", 2,
+                "--enable-dp-attention", "--nnodes", 2, "--node-rank", node, "--dist-init-addr", address,
+                "--dist-timeout", 1, *FLAGS,
+            )
+            try:
+                self.assertEqual(alone.child.wait(60), 1, alone.log())
+                self.assertIn(line, alone.log())
+            finally:
+                alone.close()
+
+
+if __name__ == "__main__":
+    harness.main()
