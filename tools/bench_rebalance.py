@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""What a live rebalance costs: a server of several ranks under steady decode load, without rebalancing, with it in the
+background, and as fast as it goes, one after the other, several rounds. Prints one row per mode: medians over rounds.
+
+    tools/bench_rebalance.py [--binary build/release/tandem] [--ranks 4] [--every 50] [--rounds 3] [-- SERVER FLAGS]
+
+Server flags after `--` choose another model, for example
+    -- --model-path tests/data/configs/m --load-format dummy --skip-tokenizer-init
+       --json-model-override-args '{"num_hidden_layers": 4}'
+"""
+import argparse
+import json
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+MODES = {
+    "none": [],
+    "background": ["--enable-eplb", "--enable-eplb-rebalance-async"],
+    "at once": ["--enable-eplb"],
+}
+ROWS = {
+    "output tok/s": r"Output token throughput \(tok/s\): +([0-9.]+)",
+    "ITL p50 ms": r"Median ITL \(ms\): +([0-9.]+)",
+    "ITL p99 ms": r"P99 ITL \(ms\): +([0-9.]+)",
+    "ITL max ms": r"Max ITL \(ms\): +([0-9.]+)",
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def get(port, path):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        return answer.read()
+
+
+def wait_ready(port, server, deadline_s):
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            sys.exit(f"bench_rebalance: the server ended with status {server.returncode}")
+        try:
+            get(port, "/health")
+            return
+        except OSError:
+            time.sleep(0.2)
+    sys.exit("bench_rebalance: the server did not become ready")
+
+
+def run_once(options, flags):
+    port = free_port()
+    with tempfile.NamedTemporaryFile("w", prefix="tandem-rebalance-", suffix=".log") as log:
+        server = subprocess.Popen(
+            [options.binary, "launch_server", "--port", str(port), "--tp-size", str(options.ranks), "--dp-size",
+             str(options.ranks), "--enable-dp-attention", "--enable-deepep-moe", "--ep-num-redundant-experts",
+             str(options.redundant), "--eplb-algorithm", "deepseek", "--eplb-rebalance-num-iterations",
+             str(options.every), "--page-size", "16", *options.server_flags, *flags],
+            stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_ready(port, server, 300)
+            bench = subprocess.run(
+                [options.binary, "bench_serving", "--base-url", f"http://127.0.0.1:{port}", "--backend", "sglang",
+                 "--dataset-name", "random-ids", "--random-input-len", "16", "--random-output-len",
+                 str(options.output_len), "--random-range-ratio", "1", "--num-prompts", str(options.concurrency),
+                 "--max-concurrency", str(options.concurrency), "--seed", "1", "--output-file", "/dev/null"],
+                capture_output=True, text=True, timeout=1800)
+            placement = json.loads(get(port, "/expert_placement"))
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+    if bench.returncode != 0:
+        sys.exit("bench_rebalance: " + bench.stderr[-2000:])
+    figures = {name: float(re.search(pattern, bench.stdout)[1]) for name, pattern in ROWS.items()}
+    figures["rebalances"] = placement["epoch"]
+    figures["experts moved"] = placement["experts_moved"]
+    figures["MiB moved"] = placement["bytes_moved"] / 2**20
+    if placement["failed"]:
+        sys.exit(f"bench_rebalance: a rebalance failed: {placement['last_error']}")
+    return figures
+
+
+def main():
+    arguments = sys.argv[1:]
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(description="what a live rebalance costs")
+    parser.add_argument("--binary", default="build/release/tandem")
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--redundant", type=int, default=8)
+    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--output-len", type=int, default=512)
+    options = parser.parse_args(arguments[:split])
+    options.server_flags = arguments[split + 1:]
+    results = {mode: [] for mode in MODES}
+    for round_index in range(options.rounds):
+        for mode, flags in MODES.items():
+            print(f"round {round_index + 1} of {options.rounds}: {mode} ...", file=sys.stderr, flush=True)
+            results[mode].append(run_once(options, flags))
+    names = list(results["none"][0])
+    print("| rebalancing | " + " | ".join(names) + " |")
+    print("| --- |" + " --- |" * len(names))
+    for mode, rounds in results.items():
+        medians = [statistics.median(figures[name] for figures in rounds) for name in names]
+        print(f"| {mode} | " + " | ".join(f"{value:,.2f}" if value < 1000 else f"{value:,.0f}" for value in medians) + " |")
+
+
+if __name__ == "__main__":
+    main()
