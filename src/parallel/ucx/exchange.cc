@@ -141,6 +141,7 @@ void NodeExchange::send_rows(int32_t index, int32_t to, const ExchangeSource& so
   }
   const size_t row_bytes = size_t(exchange_row_bytes(shape)), slot_bytes = size_t(shape.top_k) * sizeof(int32_t);
   const size_t most = (transport::kMaxMessageBytes - kRowsHeaderBytes) / (row_bytes + slot_bytes);
+  CHECK(most > 0);
   size_t first = 0;
   do {  // without rows, too: that there are none is news
     const size_t count = std::min(tokens_.size() - first, most);
@@ -243,6 +244,7 @@ void NodeExchange::send_results(int32_t index, int32_t to) {
   const auto total = size_t(std::count_if(row_of, row_of + num_entries, [](int32_t row) { return row >= 0; }));
   const size_t result_bytes = size_t(shape.hidden) * sizeof(float);
   const size_t most = (transport::kMaxMessageBytes - kResultsHeaderBytes) / result_bytes;
+  CHECK(most > 0);
   size_t first = 0;
   do {
     const size_t count = std::min(total - first, most);
