@@ -38,7 +38,7 @@ class EchoEngine final : public engine::Engine {
     }
     return PushResult::kPushed;
   }
-  engine::EngineSnapshot snapshot() const override { return {}; }
+  std::vector<engine::EngineSnapshot> snapshots() const override { return {{}}; }
   void wake() override {}
   bool turn() override { return false; }
   void run(std::stop_token) override {}
@@ -172,7 +172,7 @@ int main(int argc, char** argv) {
   auto server = server::Server::create(config, parts);
   CHECK(server.has_value());
   EchoEngine engine((*server)->engine_sink());
-  (*server)->start(engine);
+  (*server)->start(engine, nullptr);
   auto http = net::HttpServer::listen(loop, {}, (*server)->handler());
   CHECK(http.has_value());
   uint16_t port = (*http)->port();

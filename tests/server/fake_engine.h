@@ -66,7 +66,7 @@ class FakeEngine final : public engine::Engine {
     }
     return PushResult::kPushed;
   }
-  engine::EngineSnapshot snapshot() const override { return locked(snapshot_); }
+  std::vector<engine::EngineSnapshot> snapshots() const override { return {locked(snapshot_)}; }
   void wake() override {}
   bool turn() override { return false; }
   void run(std::stop_token) override {}
