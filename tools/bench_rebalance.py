@@ -111,7 +111,8 @@ def main():
     print("| --- |" + " --- |" * len(names))
     for mode, rounds in results.items():
         medians = [statistics.median(figures[name] for figures in rounds) for name in names]
-        print(f"| {mode} | " + " | ".join(f"{value:,.2f}" if value < 1000 else f"{value:,.0f}" for value in medians) + " |")
+        cells = [f"{value:,.2f}" if value < 1000 else f"{value:,.0f}" for value in medians]
+        print(f"| {mode} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

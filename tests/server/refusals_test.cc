@@ -113,7 +113,7 @@ std::vector<BadBody> unservable() {
       {kG, with(R"("lora_path":"x")"), n, "lora_path is not supported"},
       {kG, with(R"("return_hidden_states":true)"), n, "return_hidden_states is not supported"},
       {kG, with(R"("image_data":["x"])"), n, "image_data is not supported"},
-      {kG, with(R"("data_parallel_rank":1)"), n, "data_parallel_rank must be 0"},
+      {kG, with(R"("data_parallel_rank":1)"), n, "data_parallel_rank must be in [0, 1), got 1"},
       {kG, with(R"("top_logprobs_num":-1)"), n, "top_logprobs_num"},
       {kG, with(R"("token_ids_logprob":[9000])"), n, "token_ids_logprob"},
       {kG, with(R"("rid":["a","b"])"), n, "rid"},
