@@ -5,8 +5,8 @@ background, and as fast as it goes, one after the other, several rounds. Prints 
     tools/bench_rebalance.py [--binary build/release/tandem] [--ranks 4] [--every 50] [--rounds 3] [-- SERVER FLAGS]
 
 Server flags after `--` choose another model, for example
-    -- --model-path tests/data/configs/m --load-format dummy --skip-tokenizer-init
-       --json-model-override-args '{"num_hidden_layers": 4}'
+    -- --model-path tests/data/configs/m --load-format dummy --skip-tokenizer-init --max-total-tokens 4096
+       --json-model-override-args '{"num_hidden_layers": 3}'
 """
 import argparse
 import json
@@ -71,7 +71,8 @@ def run_once(options, flags):
                 [options.binary, "bench_serving", "--base-url", f"http://127.0.0.1:{port}", "--backend", "sglang",
                  "--dataset-name", "random-ids", "--random-input-len", "16", "--random-output-len",
                  str(options.output_len), "--random-range-ratio", "1", "--num-prompts", str(options.concurrency),
-                 "--max-concurrency", str(options.concurrency), "--seed", "1", "--output-file", "/dev/null"],
+                 "--max-concurrency", str(options.concurrency), "--seed", "1", "--output-file", "/dev/null",
+                 "--tokenizer", options.tokenizer, "--tokenize-prompt"],
                 capture_output=True, text=True, timeout=1800)
             placement = json.loads(get(port, "/expert_placement"))
         finally:
@@ -93,6 +94,7 @@ def main():
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(description="what a live rebalance costs")
     parser.add_argument("--binary", default="build/release/tandem")
+    parser.add_argument("--tokenizer", default="models/tiny", help="the client's")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--redundant", type=int, default=8)
     parser.add_argument("--every", type=int, default=50)
