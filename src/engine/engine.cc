@@ -92,6 +92,7 @@ class RankEngine final : public Engine {
   void end_everything(const std::string& reason, int32_t status_code);
   parallel::ExchangeMode exchange_mode(const parallel::StepDecision& decision) const;
   void run_batch(const parallel::StepDecision& decision);
+  void leave_batch();
   void leave_group();
   void sweep();
   void publish();
@@ -192,10 +193,13 @@ void RankEngine::lose_group(const std::string& reason) {
   end_everything(reason, 500);
 }
 
+void RankEngine::leave_batch() {
+  for (const BatchEntry& entry : batch_.entries()) core_.leave_step(*entry.request);
+  batch_.start(model::Phase::kDecode);
+}
+
 void RankEngine::end_everything(const std::string& reason, int32_t status_code) {
-  for (const BatchEntry& entry : batch_.entries()) {  // of a batch that waits for a decision, or that failed
-    if (entry.request->in_step) core_.leave_step(*entry.request);
-  }
+  if (vote_posted_) leave_batch();  // it waits for a decision; otherwise its requests may be gone
   batch_.start(model::Phase::kDecode);
   core_.end_all(failed(reason, status_code));
   sweep();
@@ -212,7 +216,10 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
   const Status done = core_.parts.model->forward(forward, *core_.parts.cache, [this](int32_t layer) {
     with_worker([&](auto& worker) { worker.layer_done(batch_, layer); });
   });
-  if (!done) return lose_group(done.error().message);
+  if (!done) {
+    leave_batch();
+    return lose_group(done.error().message);
+  }
   forward_steps_ += 1;
   if (experts) experts->step_done(decision.step);
   if (batch_.empty()) return;  // an idle step: another rank had tokens
