@@ -28,6 +28,18 @@ std::vector<std::vector<int32_t>> tokens_of_one_rank() {
   return tokens;
 }
 
+// A snapshot follows the last event by a turn: waits until nothing is held any more, a minute at most.
+std::vector<engine::EngineSnapshot> settled(RankGroup& ranks) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  for (;;) {
+    std::vector<engine::EngineSnapshot> all = ranks.group.group.snapshots();
+    const engine::EngineSnapshot sum = engine::combine(all);
+    const bool idle = sum.leased_blocks == 0 && sum.running + sum.queued == 0;
+    if (idle || std::chrono::steady_clock::now() > deadline) return all;
+    std::this_thread::yield();
+  }
+}
+
 std::string random_placement_json(uint32_t seed, int32_t num_slots) {
   std::mt19937 random(seed);
   json::Array layers;
@@ -68,7 +80,7 @@ void run_under_rebalances(uint64_t rebalances) {
   ASSERT_TRUE(ranks.wait_for(submitted));
   EXPECT_GT(ranks.group.balancer->view().moves_done, int64_t(20 * rebalances));
   for (uint64_t id = 0; id < submitted; ++id) EXPECT_EQ(ranks.answer(id).tokens, wanted[id % 16]) << "request " << id;
-  for (const engine::EngineSnapshot& rank : ranks.group.group.snapshots()) EXPECT_EQ(rank.leased_blocks, 0);
+  for (const engine::EngineSnapshot& rank : settled(ranks)) EXPECT_EQ(rank.leased_blocks, 0);
 }
 
 #ifdef TANDEM_LONG_REBALANCES
@@ -92,8 +104,7 @@ TEST(RankGroup, RequestsGoRoundAndWhereTheyAskTo) {
   EXPECT_EQ(ranks.answer(7).finish->message, "data_parallel_rank 3 is not in [0, 3)");
   EXPECT_EQ(ranks.answer(7).finish->status_code, 400);
   std::vector<uint64_t> computed;
-  for (const engine::EngineSnapshot& rank : ranks.group.group.snapshots())
-    computed.push_back(rank.prompt_tokens_computed);
+  for (const engine::EngineSnapshot& rank : settled(ranks)) computed.push_back(rank.prompt_tokens_computed);
   const auto length = [](uint64_t id) { return uint64_t(prompt_of_text(id).size()); };
   EXPECT_EQ(computed,
             (std::vector<uint64_t>{length(0) + length(3), length(1) + length(4), length(2) + length(5) + length(6)}));
@@ -114,7 +125,7 @@ TEST(RankGroup, LoadDecidesWhereItIsAskedTo) {
       ranks.group.group.submit(engine::SubmitCommand{greedy_request(id, std::vector<int32_t>(10, 9), 64)});
     }
     ASSERT_TRUE(ranks.wait_for(5));
-    const uint64_t computed = ranks.group.group.snapshots()[1].prompt_tokens_computed;
+    const uint64_t computed = settled(ranks)[1].prompt_tokens_computed;
     if (balance == engine::LoadBalance::kMinimumTokens) {
       EXPECT_EQ(computed, 40u);
     } else {
