@@ -16,6 +16,9 @@ using experts::Balancedness;
 using experts::EpTopology;
 using experts::ExpertLoad;
 using experts::ExpertPlacement;
+using workflow::grouped;
+using workflow::HeatMap;
+using workflow::HeatPanel;
 
 bool has_load(const ExpertLoad& load, int32_t layer) {
   const auto tokens = load.layer(layer);
@@ -49,12 +52,6 @@ ReplicaFigures replica_figures(const ExpertPlacement& placement, const EpTopolog
 }
 
 }  // namespace
-
-std::string grouped(int64_t number) {
-  std::string digits = std::to_string(number);
-  for (int64_t at = int64_t(digits.size()) - 3; at > (number < 0 ? 1 : 0); at -= 3) digits.insert(size_t(at), ",");
-  return digits;
-}
 
 LayerFigures layer_figures(const ExpertLoad& load, int32_t layer) {
   const auto tokens = load.layer(layer);

@@ -6,13 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "app/heat_map.h"
 #include "experts/balancedness.h"
 #include "experts/files.h"
+#include "workflow/heat_map.h"
 
 namespace tandem::app {
-
-std::string grouped(int64_t number);  // "1,234,567"
 
 struct LayerFigures {
   int64_t total = 0;       // (token, choice) pairs
@@ -42,6 +40,6 @@ struct Judged {
 
 std::string load_table(const experts::ExpertLoad& load, const Judged* judged);
 std::string placement_table(const experts::ExpertPlacement& placement, const experts::EpTopology& topology);
-HeatMap load_heat_map(const experts::LoadFile& file, const std::string& name, const Judged* judged);
+workflow::HeatMap load_heat_map(const experts::LoadFile& file, const std::string& name, const Judged* judged);
 
 }  // namespace tandem::app

@@ -73,8 +73,8 @@ std::string describe(const LoadFile& file) {
   int64_t pairs = 0;
   for (int64_t tokens : file.load.tokens) pairs += tokens;
   return fmt::format("{} layers of {} experts, {} {}, {} pairs{}", file.load.num_layers, file.load.num_logical,
-                     grouped(file.num_steps), file.num_steps == 1 ? "step" : "steps", grouped(pairs),
-                     file.scaled ? " (fractions, scaled)" : "");
+                     workflow::grouped(file.num_steps), file.num_steps == 1 ? "step" : "steps",
+                     workflow::grouped(pairs), file.scaled ? " (fractions, scaled)" : "");
 }
 
 struct PlanInput {
@@ -148,8 +148,8 @@ void print_moves(const PlanInput& input, const ExpertPlacement& before, const Ex
     sum += changed;
     slots += after.num_slots;
   }
-  fmt::print("slots moved   {} of {}, at most {} of a layer's {}\n", grouped(sum), grouped(slots), most,
-             after.num_slots);
+  fmt::print("slots moved   {} of {}, at most {} of a layer's {}\n", workflow::grouped(sum), workflow::grouped(slots),
+             most, after.num_slots);
 }
 
 void print_balance(const PlanInput& input, const ExpertPlacement& after) {
@@ -229,12 +229,12 @@ Result<std::optional<Judged>> judged_by(const FlagValues& flags, const experts::
   return std::optional<Judged>(std::move(judged));
 }
 
-Status draw(const std::string& path, const HeatMap& map) {
+Status draw(const std::string& path, const workflow::HeatMap& map) {
   if (!path.ends_with(".html") && !path.ends_with(".svg")) {
     return invalid_input(fmt::format("{}: should end in .html or .svg", path));
   }
   std::ofstream out(path, std::ios::binary | std::ios::trunc);
-  out << (path.ends_with(".svg") ? heat_map_svg(map) : heat_map_html(map));
+  out << (path.ends_with(".svg") ? workflow::heat_map_svg(map) : workflow::heat_map_html(map));
   out.close();
   if (!out) return invalid_input(fmt::format("{}: cannot be written", path));
   fmt::print("\ndrawn         {}\n", path);

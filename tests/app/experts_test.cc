@@ -210,11 +210,11 @@ TEST_F(ExpertsCommand, AHeatMapHasACellPerExpertAndRankAndNothingFromOutside) {
 }
 
 TEST(ExpertText, NumbersAreGroupedByThousands) {
-  EXPECT_EQ(grouped(0), "0");
-  EXPECT_EQ(grouped(999), "999");
-  EXPECT_EQ(grouped(1000), "1,000");
-  EXPECT_EQ(grouped(-123456), "-123,456");
-  EXPECT_EQ(grouped(1234567), "1,234,567");
+  EXPECT_EQ(workflow::grouped(0), "0");
+  EXPECT_EQ(workflow::grouped(999), "999");
+  EXPECT_EQ(workflow::grouped(1000), "1,000");
+  EXPECT_EQ(workflow::grouped(-123456), "-123,456");
+  EXPECT_EQ(workflow::grouped(1234567), "1,234,567");
 }
 
 TEST(ExpertText, RankLoadsFollowShares) {

@@ -1,13 +1,13 @@
-#include "app/heat_map.h"
+#include "workflow/heat_map.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 
-#include "app/expert_text.h"
+#include "workflow/plot.h"
 
-namespace tandem::app {
+namespace tandem::workflow {
 namespace {
 
 // Level kMeanLevel is about the mean, each further one level_ratio times as much. Interpolated in OKLCH from blue over
@@ -20,20 +20,6 @@ constexpr int kLevels = 14, kMeanLevel = 6;
 
 constexpr int kLeft = 52, kTop = 76, kGap = 26, kBarGap = 14, kBarWidth = 110, kRight = 16;
 constexpr int kMapWidth = 1024, kMapHeight = 560;
-
-std::string escaped(std::string_view text) {
-  std::string out;
-  for (char c : text) {
-    switch (c) {
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '&': out += "&amp;"; break;
-      case '"': out += "&quot;"; break;
-      default: out.push_back(uint8_t(c) < ' ' ? ' ' : c);
-    }
-  }
-  return out;
-}
 
 int level_of(double times_mean, double level_ratio) {
   if (times_mean <= 0) return 0;
@@ -82,7 +68,7 @@ class Drawing {
 
   void text(double x, double y, const char* css, std::string_view text) {
     out += fmt::format("<text x=\"{:g}\" y=\"{:g}\"{}>{}</text>\n", x, y,
-                       *css == 0 ? std::string() : fmt::format(" class=\"{}\"", css), escaped(text));
+                       *css == 0 ? std::string() : fmt::format(" class=\"{}\"", css), escape_html(text));
   }
 
   void row(const HeatPanel& panel, int32_t row, const Cell& cell, int top) {
@@ -107,7 +93,7 @@ class Drawing {
     const double length = std::clamp(value / panel.bar_full, 0.0, 1.0) * kBarWidth;
     out += fmt::format("<path class=\"b\" d=\"M{} {}h{:.1f}v{}h-{:.1f}z\"><title>layer {}: {} {:.3f}</title></path>\n",
                        kLeft + cell.width * panel.num_columns + kBarGap, y + 1, length, std::max(1, cell.height - 2),
-                       length, row, escaped(panel.bar_title), value);
+                       length, row, escape_html(panel.bar_title), value);
   }
 
   void axes(const HeatPanel& panel, int32_t num_rows, const Cell& cell, int top) {
@@ -173,17 +159,23 @@ std::string draw(const HeatMap& map, bool titled) {
       "role=\"img\" aria-label=\"{2}\">\n<style>\n{3}</style>\n"
       "<defs><pattern id=\"none\" width=\"6\" height=\"6\" patternUnits=\"userSpaceOnUse\">"
       "<path d=\"M0 6L6 0\" stroke=\"var(--faint)\" stroke-width=\".6\" opacity=\".6\"/></pattern></defs>\n{4}</svg>\n",
-      width, y, escaped(map.title), style(), drawing.out);
+      width, y, escape_html(map.title), style(), drawing.out);
 }
 
 }  // namespace
+
+std::string grouped(int64_t number) {
+  std::string digits = std::to_string(number);
+  for (int64_t at = int64_t(digits.size()) - 3; at > (number < 0 ? 1 : 0); at -= 3) digits.insert(size_t(at), ",");
+  return digits;
+}
 
 std::string heat_map_svg(const HeatMap& map) { return draw(map, true); }
 
 std::string heat_map_html(const HeatMap& map) {
   std::string figures;
   for (const auto& [number, caption] : map.figures) {
-    figures += fmt::format("<div><b>{}</b><span>{}</span></div>\n", escaped(number), escaped(caption));
+    figures += fmt::format("<div><b>{}</b><span>{}</span></div>\n", escape_html(number), escape_html(caption));
   }
   return fmt::format(
       "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
@@ -197,7 +189,7 @@ std::string heat_map_html(const HeatMap& map) {
       ".figures span{{color:var(--dim)}}\n.map{{overflow-x:auto}}\n</style>\n</head>\n<body>\n"
       "<h1>{0}</h1>\n<p>{1}</p>\n<div class=\"figures\">\n{2}</div>\n<div "
       "class=\"map\">\n{3}</div>\n</body>\n</html>\n",
-      escaped(map.title), escaped(map.subtitle), figures, draw(map, false));
+      escape_html(map.title), escape_html(map.subtitle), figures, draw(map, false));
 }
 
-}  // namespace tandem::app
+}  // namespace tandem::workflow

@@ -8,7 +8,9 @@
 #include <utility>
 #include <vector>
 
-namespace tandem::app {
+namespace tandem::workflow {
+
+std::string grouped(int64_t number);  // "1,234,567"
 
 struct HeatPanel {
   std::string title;        // "experts"
@@ -31,4 +33,4 @@ struct HeatMap {
 std::string heat_map_svg(const HeatMap& map);
 std::string heat_map_html(const HeatMap& map);  // a page around it
 
-}  // namespace tandem::app
+}  // namespace tandem::workflow
