@@ -1,26 +1,15 @@
 // tandem up: prefill server, decode server and router as child processes on this machine.
-#include <dirent.h>
 #include <fmt/format.h>
-#include <stdlib.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
-#include <netinet/in.h>
 
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <sstream>
 #include <thread>
 #include <tuple>
 
 #include "app/bench.h"
-#include "app/child_process.h"
 #include "app/commands.h"
-#include "app/embedded_model.h"
 #include "app/flags.h"
-#include "app/machine.h"
+#include "app/fleet.h"
 #include "app/signals.h"
 #include "base/json.h"
 #include "loadgen/bench_serving.h"
@@ -52,192 +41,22 @@ constexpr Flag kFlags[] = {
 };
 
 constexpr milliseconds kPoll{50};
-constexpr Duration kDrain = std::chrono::milliseconds(4800);  // Ctrl-C to the last process gone: under 5 s
 
-bool port_is_free(uint16_t port, uint16_t* chosen) {
-  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  int yes = 1;
-  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_ANY);
-  address.sin_port = htons(port);
-  bool free = bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
-  socklen_t size = sizeof(address);
-  if (free && chosen != nullptr && getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0) {
-    *chosen = ntohs(address.sin_port);
-  }
-  close(fd);
-  return free;
+FleetConfig fleet_config(const FlagValues& flags) {
+  FleetConfig config;
+  config.host = flags.text("host");
+  if (flags.has("model_path")) config.model = flags.text("model_path");
+  if (flags.has("port")) config.port = uint16_t(flags.integer("port"));
+  config.num_prefill = flags.integer("num_prefill");
+  config.num_decode = flags.integer("num_decode");
+  if (flags.has("num_threads")) config.num_threads = flags.integer("num_threads");
+  config.server_args = {"--page-size", fmt::to_string(flags.integer("page_size"))};
+  std::istringstream more(flags.text("server_args"));
+  for (std::string word; more >> word;) config.server_args.push_back(word);
+  if (flags.has("log_dir")) config.log_dir = flags.text("log_dir");
+  config.ready_timeout = from_seconds(flags.number("ready_timeout"));
+  return config;
 }
-
-uint16_t free_port() {
-  uint16_t port = 0;
-  CHECK(port_is_free(0, &port));
-  return port;
-}
-
-struct Server {
-  std::string name;
-  std::string url;
-  ChildProcess process;
-};
-
-class Fleet {
- public:
-  explicit Fleet(const FlagValues& flags) : flags_(flags), host_(flags.text("host")) {}
-  ~Fleet() {
-    stop();
-    if (remove_logs_) std::filesystem::remove_all(log_dir_);
-  }
-
-  Status start() {
-    RETURN_IF_ERROR(prepare());
-    const TimePoint begin = clock_.now();
-    std::vector<std::string> router = {"router", "--pd-disaggregation", "--host",   host_,
-                                       "--port", fmt::to_string(port_), "--policy", "round_robin"};
-    for (const char* role : {"prefill", "decode"}) {
-      int64_t count = flags_.integer(role == std::string("prefill") ? "num_prefill" : "num_decode");
-      for (int64_t i = 0; i < count; ++i) {
-        const uint16_t kv_port = free_port();
-        ASSIGN_OR_RETURN(std::string url,
-                         start_server(role, count > 1 ? fmt::format("{}-{}", role, i) : role, kv_port));
-        router.insert(router.end(), {"--" + std::string(role), url});
-        if (role == std::string("prefill")) router.push_back(fmt::to_string(kv_port));
-      }
-    }
-    for (Server& server : servers_) RETURN_IF_ERROR(wait_ready(server, begin));
-    ASSIGN_OR_RETURN(ChildProcess process, ChildProcess::start(router, log_dir_ + "/router.log"));
-    servers_.push_back({"router", fmt::format("http://{}:{}", host_, port_), std::move(process)});
-    return wait_ready(servers_.back(), begin);
-  }
-
-  const std::string& url() const { return servers_.back().url; }
-  const std::string& log_dir() const { return log_dir_; }
-  const std::string& model() const { return model_; }
-  void keep_logs() { remove_logs_ = false; }
-
-  // The first server that has ended by itself.
-  std::optional<std::string> dead() {
-    for (Server& server : servers_) {
-      if (std::optional<int> status = server.process.poll()) {
-        return fmt::format("{} ended with status {}{}", server.name, *status, last_lines(server.process.log_path()));
-      }
-    }
-    return std::nullopt;
-  }
-
-  // Router first, so that nothing new arrives, then the servers; whoever is left at the deadline is killed.
-  bool stop() {
-    const TimePoint deadline = clock_.now() + kDrain;
-    bool clean = true;
-    for (auto server = servers_.rbegin(); server != servers_.rend(); ++server) server->process.terminate();
-    for (auto server = servers_.rbegin(); server != servers_.rend(); ++server) {
-      while (!server->process.poll() && clock_.now() < deadline) std::this_thread::sleep_for(kPoll);
-      if (!server->process.poll()) server->process.kill();
-      clean = clean && server->process.poll() == 0;
-    }
-    servers_.clear();
-    return clean;
-  }
-
- private:
-  Status prepare() {
-    if (flags_.has("model_path")) {
-      model_ = flags_.text("model_path");
-    } else {
-      ASSIGN_OR_RETURN(model_, embedded_model_directory());
-    }
-    if (flags_.has("log_dir")) {
-      log_dir_ = flags_.text("log_dir");
-      std::error_code error;
-      std::filesystem::create_directories(log_dir_, error);
-      if (error) return invalid_input(fmt::format("{}: cannot create: {}", log_dir_, error.message()));
-    } else {
-      std::string name = (std::filesystem::temp_directory_path() / "tandem-up-XXXXXX").string();
-      if (mkdtemp(name.data()) == nullptr) return invalid_input(fmt::format("{}: cannot create", name));
-      log_dir_ = name;
-      remove_logs_ = true;
-    }
-    if (flags_.has("port")) {
-      port_ = uint16_t(flags_.integer("port"));
-      if (!port_is_free(port_, nullptr))
-        return invalid_input(fmt::format("port {} is taken: give another --port", port_));
-    } else {
-      port_ = port_is_free(30000, nullptr) ? 30000 : free_port();
-    }
-    return Ok{};
-  }
-
-  Result<std::string> start_server(const std::string& role, const std::string& name, uint16_t kv_port) {
-    const uint16_t port = free_port();
-    const int64_t servers = flags_.integer("num_prefill") + flags_.integer("num_decode");
-    const int64_t threads =
-        flags_.has("num_threads") ? flags_.integer("num_threads") : std::max<int64_t>(1, num_usable_cpus() / servers);
-    std::vector<std::string> args = {"launch_server",
-                                     "--model-path",
-                                     model_,
-                                     "--disaggregation-mode",
-                                     role,
-                                     "--host",
-                                     host_,
-                                     "--port",
-                                     fmt::to_string(port),
-                                     "--disaggregation-bootstrap-port",
-                                     fmt::to_string(kv_port),
-                                     "--page-size",
-                                     fmt::to_string(flags_.integer("page_size")),
-                                     "--num-threads",
-                                     fmt::to_string(threads),
-                                     "--enable-metrics"};
-    std::istringstream more(flags_.text("server_args"));
-    for (std::string word; more >> word;) args.push_back(word);
-    ASSIGN_OR_RETURN(ChildProcess process, ChildProcess::start(args, fmt::format("{}/{}.log", log_dir_, name)));
-    std::string url = fmt::format("http://{}:{}", host_, port);
-    servers_.push_back({name, url, std::move(process)});
-    fmt::print("{:<10} starting   {}   log {}/{}.log\n", name, url, log_dir_, name);
-    std::fflush(stdout);
-    return url;
-  }
-
-  Status wait_ready(Server& server, TimePoint begin) {
-    const TimePoint deadline = begin + from_seconds(flags_.number("ready_timeout"));
-    net::ClientRequest request;
-    request.method = "GET";
-    ASSIGN_OR_RETURN(request.url, net::parse_url(server.url + "/health"));
-    request.connect_timeout = milliseconds(500);
-    while (clock_.now() < deadline) {
-      if (signals_seen() > 0) return cancelled("interrupted");
-      if (std::optional<std::string> fault = dead()) return peer_lost(*fault);
-      Result<net::HttpResponse> answer = net::fetch(request, std::chrono::seconds(2));
-      if (answer && answer->status == 200) {
-        fmt::print("{:<10} ready      {}   after {:.1f} s\n", server.name, server.url, seconds(clock_.now() - begin));
-        std::fflush(stdout);
-        return Ok{};
-      }
-      std::this_thread::sleep_for(kPoll);
-    }
-    return timed_out(fmt::format("{} was not ready after {} s{}", server.name, flags_.number("ready_timeout"),
-                                 last_lines(server.process.log_path())));
-  }
-
-  static std::string last_lines(const std::string& path) {
-    std::ifstream file(path);
-    std::vector<std::string> lines;
-    for (std::string line; std::getline(file, line);) lines.push_back(line);
-    std::string text;
-    for (size_t i = lines.size() > 5 ? lines.size() - 5 : 0; i < lines.size(); ++i) text += "\n  " + lines[i];
-    return text;
-  }
-
-  const FlagValues& flags_;
-  const SystemClock clock_;
-  const std::string host_;
-  std::string model_, log_dir_;
-  bool remove_logs_ = false;
-  uint16_t port_ = 0;
-  std::vector<Server> servers_;
-};
 
 // Posts one chat request and prints the answer's text as it comes.
 Status stream_chat(const std::string& url, const std::string& question) {
@@ -336,7 +155,7 @@ Status serve_until_signal(Fleet& fleet) {
 }
 
 Status run_fleet(const FlagValues& flags) {
-  Fleet fleet(flags);
+  Fleet fleet(fleet_config(flags));
   Status done = fleet.start();
   if (done && flags.enabled("bench")) {
     done = stream_chat(fleet.url(), "What is the capital of Japan?");
