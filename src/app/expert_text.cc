@@ -72,25 +72,6 @@ LayerFigures layer_figures(const ExpertLoad& load, int32_t layer) {
   return figures;
 }
 
-std::vector<double> rank_loads(const ExpertLoad& load, const ExpertPlacement& placement, const EpTopology& topology) {
-  CHECK(load.num_layers == placement.num_layers);
-  CHECK(load.num_logical == placement.num_logical);
-  std::vector<double> loads(size_t(load.num_layers) * size_t(topology.num_ranks), 0);
-  for (int32_t layer = 0; layer < load.num_layers; ++layer) {
-    std::vector<double> replicas(size_t(load.num_logical), 0);
-    for (int32_t expert : placement.layer(layer)) replicas[size_t(expert)] += 1;
-    for (int32_t slot = 0; slot < placement.num_slots; ++slot) {
-      const auto expert = size_t(placement.layer(layer)[size_t(slot)]);
-      const size_t at = size_t(layer) * size_t(placement.num_slots) + size_t(slot);
-      const double share =
-          placement.share.empty() ? 1 / replicas[expert] : double(placement.share[at]) / experts::kShareUnit;
-      loads[size_t(layer) * size_t(topology.num_ranks) + size_t(topology.rank_of(slot))] +=
-          share * double(load.layer(layer)[expert]);
-    }
-  }
-  return loads;
-}
-
 BalanceSummary summarize(const ExpertLoad& load, const Balancedness& balancedness) {
   BalanceSummary summary{balancedness.mean, 2, 0, 0};
   for (int32_t layer = 0; layer < load.num_layers; ++layer) {
@@ -181,7 +162,8 @@ HeatMap load_heat_map(const experts::LoadFile& file, const std::string& name, co
   map.figures.emplace_back(fmt::format("{:.3f}", summary.min), fmt::format("worst: layer {}", summary.worst_layer));
   map.panels.push_back(
       {fmt::format("ranks ({}: {} slots on {} ranks)", judged->name, topology.num_slots(), topology.num_ranks), "rank",
-       topology.num_ranks, rank_loads(load, judged->placement, topology), 1.1, "balancedness", balancedness.layer, 1});
+       topology.num_ranks, experts::rank_loads(load, judged->placement, topology), 1.1, "balancedness",
+       balancedness.layer, 1});
   return map;
 }
 

@@ -20,10 +20,6 @@ struct LayerFigures {
 };
 LayerFigures layer_figures(const experts::ExpertLoad& load, int32_t layer);
 
-// [num_layers, num_ranks] pairs that each rank would get: shares as the placement says.
-std::vector<double> rank_loads(const experts::ExpertLoad& load, const experts::ExpertPlacement& placement,
-                               const experts::EpTopology& topology);
-
 // Balancedness of the layers that have load.
 struct BalanceSummary {
   double mean = 1, min = 1, max = 1;  // mean: of sums, so that layers weigh by their load

@@ -26,21 +26,25 @@ Balancedness balancedness_of_ranks(std::span<const double> rank_loads, int32_t n
   return result;
 }
 
-Balancedness balancedness(const ExpertLoad& load, const ExpertPlacement& placement, const EpTopology& topology) {
+std::vector<double> rank_loads(const ExpertLoad& load, const ExpertPlacement& placement, const EpTopology& topology) {
   CHECK(load.num_layers == placement.num_layers && load.num_logical == placement.num_logical);
   CHECK(placement.num_slots == topology.num_slots());
-  std::vector<double> rank_loads(size_t(placement.num_layers) * size_t(topology.num_ranks));
+  std::vector<double> loads(size_t(placement.num_layers) * size_t(topology.num_ranks));
   for (int32_t layer = 0; layer < placement.num_layers; ++layer) {
     const std::span<const int32_t> experts = placement.layer(layer);
     const std::span<const int64_t> tokens = load.layer(layer);
     const std::vector<int32_t> shares = shares_of_slots(placement, layer);
-    double* ranks = rank_loads.data() + size_t(layer) * size_t(topology.num_ranks);
+    double* ranks = loads.data() + size_t(layer) * size_t(topology.num_ranks);
     for (int32_t slot = 0; slot < placement.num_slots; ++slot) {
       ranks[topology.rank_of(slot)] +=
           double(tokens[size_t(experts[size_t(slot)])]) * double(shares[size_t(slot)]) / kShareUnit;
     }
   }
-  return balancedness_of_ranks(rank_loads, topology.num_ranks);
+  return loads;
+}
+
+Balancedness balancedness(const ExpertLoad& load, const ExpertPlacement& placement, const EpTopology& topology) {
+  return balancedness_of_ranks(rank_loads(load, placement, topology), topology.num_ranks);
 }
 
 }  // namespace tandem::experts

@@ -21,6 +21,8 @@ struct Balancedness {
 Balancedness balancedness_of_ranks(std::span<const double> rank_loads, int32_t num_ranks);
 
 // Each slot gets its share of its expert's load. REQUIRES a valid placement and a load of the same layers and experts.
+// The first: [num_layers, num_ranks] (token, choice) pairs that each rank would get.
+std::vector<double> rank_loads(const ExpertLoad& load, const ExpertPlacement& placement, const EpTopology& topology);
 Balancedness balancedness(const ExpertLoad& load, const ExpertPlacement& placement, const EpTopology& topology);
 
 }  // namespace tandem::experts

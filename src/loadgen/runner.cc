@@ -28,6 +28,7 @@ class LoadRun {
     loop_.run();
     active_.clear();  // hangs up what a stop left
     if (stopped_) return cancelled(fmt::format("stopped with {} of {} requests done", done_, results_.size()));
+    results_.resize(dispatched_);
     return LoadOutcome{start_, std::move(results_)};
   }
 
@@ -49,6 +50,10 @@ class LoadRun {
     arrival_timer_.reset();
     ended_.clear();
     const TimePoint now = clock_.now();
+    if (plan_.stop_dispatch.stop_requested()) {
+      if (done_ == dispatched_) loop_.stop();
+      return;
+    }
     while (arrived_ < plan_.arrivals.size() && start_ + plan_.arrivals[arrived_] <= now) ++arrived_;
     const size_t limit = plan_.max_concurrency ? size_t(*plan_.max_concurrency) : plan_.arrivals.size();
     for (int i = 0; i < kDispatchesPerTurn && dispatched_ < arrived_ && active_.size() < limit; ++i) {
@@ -130,6 +135,7 @@ class LoadRun {
       finish(index, timed_out(fmt::format("no complete answer within {:.1f} s", seconds(plan_.request_timeout))));
     }
     if (plan_.progress) plan_.progress(done_, failed_, now);
+    if (plan_.stop_dispatch.stop_requested()) admit_later();
     tick_timer_ = loop_.after(kTick, [this] { tick(); });
   }
 

@@ -21,6 +21,8 @@ struct LoadPlan {
   std::vector<Duration> arrivals;          // one a request, ascending, from the start
   std::optional<int32_t> max_concurrency;  // requests under way at once; others wait their turn, unmeasured
   Duration request_timeout = std::chrono::hours(6);
+  // Requested: no further request is dispatched; those under way end as they would. May never be.
+  std::stop_token stop_dispatch;
   // The body of request `index` and what its answer must be. Called when the request is dispatched, so that bodies do
   // not exist before and after they are needed.
   std::function<std::string(size_t index)> body;
@@ -31,7 +33,7 @@ struct LoadPlan {
 
 struct LoadOutcome {
   TimePoint start;                     // first dispatch
-  std::vector<RequestResult> results;  // by request index; input_len is left to the caller
+  std::vector<RequestResult> results;  // of those dispatched, by index; input_len is left to the caller
 };
 
 // Every request ends: by its answer, its error, or its timeout. kCancelled when stop is requested: all are hung up.

@@ -217,14 +217,5 @@ TEST(ExpertText, NumbersAreGroupedByThousands) {
   EXPECT_EQ(workflow::grouped(1234567), "1,234,567");
 }
 
-TEST(ExpertText, RankLoadsFollowShares) {
-  const ExpertLoad load{1, 2, {100, 40}};
-  ExpertPlacement placement{1, 2, 4, {0, 1, 0, 1}, {}};
-  const EpTopology topology{1, 2, 2};
-  EXPECT_EQ(rank_loads(load, placement, topology), (std::vector<double>{70, 70}));
-  placement.share = {16384, 65536, 49152, 0};
-  EXPECT_EQ(rank_loads(load, placement, topology), (std::vector<double>{65, 75}));
-}
-
 }  // namespace
 }  // namespace tandem::app

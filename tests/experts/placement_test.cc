@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "experts/balancedness.h"
+
 namespace tandem::experts {
 namespace {
 
@@ -49,6 +51,15 @@ TEST(Placement, SharesOfAnExpertAddUp) {
   EXPECT_EQ(validate(placement, kFour).error().message, "layer 0: the shares of expert 0 add up to 65541 of 65536");
   placement.share[0] = -1;
   EXPECT_EQ(validate(placement, kFour).error().message, "layer 0, slot 0: share -1 is negative");
+}
+
+TEST(RankLoads, FollowShares) {
+  const ExpertLoad load{1, 2, {100, 40}};
+  ExpertPlacement placement{1, 2, 4, {0, 1, 0, 1}, {}};
+  const EpTopology topology{1, 2, 2};
+  EXPECT_EQ(rank_loads(load, placement, topology), (std::vector<double>{70, 70}));
+  placement.share = {16384, 65536, 49152, 0};
+  EXPECT_EQ(rank_loads(load, placement, topology), (std::vector<double>{65, 75}));
 }
 
 }  // namespace

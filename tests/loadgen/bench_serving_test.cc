@@ -285,5 +285,27 @@ TEST(RunLoad, RequestsLeaveAtTheirTimesAndThousandsMayBeUnderWay) {
   EXPECT_GT(server.peak_alive, 300);
 }
 
+TEST(RunLoad, StopDispatchLetsWhatIsUnderWayEnd) {
+  std::stop_source stop;
+  FakeServer server([&](auto call) {
+    if (call->index == 5) stop.request_stop();
+    stream_tokens(call, 50, 1);
+  });
+  LoadPlan plan;
+  auto url = net::parse_url(server.origin() + "/generate");
+  ASSERT_TRUE(url);
+  plan.url = *url;
+  plan.arrivals.assign(1000, Duration::zero());
+  plan.max_concurrency = 4;
+  plan.stop_dispatch = stop.get_token();
+  plan.body = [](size_t) { return std::string(R"({"sampling_params": {"max_new_tokens": 2}})"); };
+  plan.expectation = [](size_t) { return Expectation{.output_len = 2}; };
+  auto outcome = run_load(plan, clock(), {});
+  ASSERT_TRUE(outcome) << outcome.error().message;
+  EXPECT_GE(outcome->results.size(), 6u);
+  EXPECT_LT(outcome->results.size(), 20u);
+  for (const RequestResult& result : outcome->results) EXPECT_TRUE(result.success) << result.error;
+}
+
 }  // namespace
 }  // namespace tandem::loadgen
