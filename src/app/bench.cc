@@ -4,10 +4,10 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <cstdlib>
 #include <thread>
 
 #include "app/commands.h"
+#include "app/environment.h"
 #include "app/flags.h"
 #include "app/signals.h"
 #include "loadgen/bench_serving.h"
@@ -104,20 +104,13 @@ std::optional<int32_t> maybe(const FlagValues& flags, const char* field) {
   return int32_t(flags.integer(field));
 }
 
-// SGLang's client: OPENAI_API_KEY as a bearer token, else API_KEY as it is.
-std::string authorization() {
-  if (const char* key = std::getenv("OPENAI_API_KEY")) return "Bearer " + std::string(key);
-  if (const char* key = std::getenv("API_KEY")) return key;
-  return "";
-}
-
 loadgen::BenchConfig serving_config(const FlagValues& flags) {
   loadgen::BenchConfig config;
   config.backend = flags.text("backend");
   if (flags.has("base_url")) config.base_url = flags.text("base_url");
   config.host = flags.text("host");
   config.port = maybe(flags, "port");
-  config.authorization = authorization();
+  config.authorization = client_authorization();
   config.dataset_name = flags.text("dataset_name");
   config.dataset_path = flags.text("dataset_path");
   config.model = flags.text("model");
@@ -216,7 +209,7 @@ Status one_batch(const FlagValues& flags) {
   }
   loadgen::OneBatchConfig config;
   if (flags.has("base_url")) config.base_url = flags.text("base_url");
-  config.authorization = authorization();
+  config.authorization = client_authorization();
   config.tokenizer = flags.text("tokenizer_path");
   config.run_name = flags.text("run_name");
   config.batch_size = sizes(flags, "batch_size");

@@ -19,7 +19,7 @@ constexpr Command kCommands[] = {
     {"bench_serving", run_bench_serving, "load client: many requests at a rate"},
     {"bench_one_batch_server", run_bench_one_batch, "load client: one batch in one request"},
     {"model", run_model, "inspect a checkpoint: model show DIR"},
-    {"experts", run_experts, "plan expert placements from counted loads; show loads and placements"},
+    {"experts", run_experts, "plan expert placements, show loads; record, stop, dump on running servers"},
 };
 
 void print_usage(std::FILE* out) {

@@ -64,4 +64,10 @@ Result<Environment> read_environment() {
   return env;
 }
 
+std::string client_authorization() {
+  if (const char* key = std::getenv("OPENAI_API_KEY")) return "Bearer " + std::string(key);
+  if (const char* key = std::getenv("API_KEY")) return key;
+  return "";
+}
+
 }  // namespace tandem::app

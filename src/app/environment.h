@@ -30,4 +30,7 @@ struct Environment {
 // Errors: a value that cannot be parsed, naming variable and value.
 Result<Environment> read_environment();
 
+// What clients send as Authorization, as SGLang's do: OPENAI_API_KEY as a bearer token, else API_KEY as it is, or "".
+std::string client_authorization();
+
 }  // namespace tandem::app

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "app/commands.h"
+#include "app/expert_recording.h"
 #include "app/expert_text.h"
 #include "app/flags.h"
 #include "experts/balance.h"
@@ -298,11 +299,13 @@ int finish(const Status& status) {
 
 int run_experts(Args args) {
   const std::string verb = args.empty() ? "" : args[0];
+  if (verb == "record" || verb == "stop" || verb == "dump") return control_recording(verb, args.subspan(1));
   if (verb != "plan" && verb != "show") {
     const bool help = verb == "--help" || verb == "-h";
     fmt::print(help ? stdout : stderr,
                "usage: tandem experts plan --load FILE --slots N --gpus N [flags]   plan where experts live\n"
-               "       tandem experts show FILE [flags]                             tables and a heat map\n");
+               "       tandem experts show FILE [flags]                             tables and a heat map\n"
+               "       tandem experts record|stop|dump --router URL [flags]         count experts' hits on servers\n");
     return help ? 0 : 2;
   }
   args = args.subspan(1);
