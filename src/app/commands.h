@@ -18,6 +18,7 @@ int run_mini_lb(Args args);  // the old load balancer's spelling: port 8000, ran
 int run_bench_serving(Args args);
 int run_bench_one_batch(Args args);
 int run_up(Args args);
+int run_reproduce(Args args);
 int run_model(Args args);
 int run_experts(Args args);
 

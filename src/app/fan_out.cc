@@ -28,8 +28,21 @@ net::Headers headers_of(const std::string& authorization) {
   return headers;
 }
 
-Result<std::vector<Target>> ask_router(const std::string& url, const std::string& role,
-                                       const std::string& authorization) {
+// One line of an answer, however it was sent.
+std::string first_line(std::string_view text) {
+  const size_t begin = text.find_first_not_of(" \r\n\t");
+  if (begin == std::string_view::npos) return "";
+  text.remove_prefix(begin);
+  const size_t end = text.find_last_not_of(" \r\n\t");
+  std::string line(text.substr(0, end + 1));
+  std::replace(line.begin(), line.end(), '\n', ' ');
+  return line;
+}
+
+}  // namespace
+
+Result<std::vector<Target>> router_targets(const std::string& url, const std::string& role,
+                                           const std::string& authorization) {
   net::ClientRequest request;
   request.method = "GET";
   ASSIGN_OR_RETURN(request.url, net::parse_url(url));
@@ -45,19 +58,6 @@ Result<std::vector<Target>> ask_router(const std::string& url, const std::string
   if (!found) return Error{found.error().code, fmt::format("router {}: {}", origin, found.error().message)};
   return found;
 }
-
-// One line of an answer, however it was sent.
-std::string first_line(std::string_view text) {
-  const size_t begin = text.find_first_not_of(" \r\n\t");
-  if (begin == std::string_view::npos) return "";
-  text.remove_prefix(begin);
-  const size_t end = text.find_last_not_of(" \r\n\t");
-  std::string line(text.substr(0, end + 1));
-  std::replace(line.begin(), line.end(), '\n', ' ');
-  return line;
-}
-
-}  // namespace
 
 std::vector<Flag> with_target_flags(std::span<const Flag> own, const char* default_role) {
   std::vector<Flag> flags(own.begin(), own.end());
@@ -96,7 +96,7 @@ Result<Targets> find_targets(const FlagValues& flags) {
   Targets targets;
   targets.authorization = flags.has("api_key") ? "Bearer " + flags.text("api_key") : client_authorization();
   if (flags.has("router")) {
-    ASSIGN_OR_RETURN(targets.servers, ask_router(flags.text("router"), flags.text("role"), targets.authorization));
+    ASSIGN_OR_RETURN(targets.servers, router_targets(flags.text("router"), flags.text("role"), targets.authorization));
   }
   if (flags.has("url")) {
     for (const std::string& url : flags.texts("url")) {

@@ -30,6 +30,10 @@ std::vector<Flag> with_target_flags(std::span<const Flag> own, const char* defau
 // Errors: neither is named, a URL that is none, a router that does not answer or has no server of that role.
 Result<Targets> find_targets(const FlagValues& flags);
 
+// A router's servers of one role, or "all".
+Result<std::vector<Target>> router_targets(const std::string& url, const std::string& role,
+                                           const std::string& authorization);
+
 // The part of find_targets that reads a router's answer; pure. role: "all" or one role.
 Result<std::vector<Target>> parse_workers(std::string_view body, std::string_view role);
 

@@ -105,6 +105,7 @@ Result<ExpertFigures> record_experts(const Deployment& deployment, Role role, in
   }
   const experts::EpTopology topology{1, num_ranks, placement.num_slots / num_ranks};
   ExpertFigures figures;
+  figures.files = paths;
   figures.num_layers = placement.num_layers;
   figures.num_ranks = num_ranks;
   figures.rank_loads = experts::rank_loads(file.load, placement, topology);

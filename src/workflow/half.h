@@ -29,6 +29,7 @@ struct HalfPlan {
   bool rebalance = true;
   std::string algorithm;  // of /rebalance; empty: the server's
   Limits limits;
+  double expected_end_s = 0;    // of the whole workflow, on the deployment's clock: for the time left
   std::string trace_directory;  // absolute, and the servers' as well
 };
 

@@ -124,7 +124,11 @@ std::vector<Reason> ReproduceReport::reasons() const {
   for (const HalfReport& half : halves) {
     if (half.before) add_reasons(half.name, *half.before, all);
     if (half.after) add_reasons(half.name + ", rebalanced", *half.after, all);
-    if (!half.before) all.push_back({"not_measured", half.name + ": no window was measured"});
+    if (half.before) continue;
+    all.push_back({"not_measured", half.name + ": no window was measured"});
+    for (const StageRecord& stage : half.stages) {
+      if (stage.failed) all.push_back({"stage_failed", fmt::format("{}, {}: {}", half.name, stage.name, stage.note)});
+    }
   }
   if (halves.empty()) all.push_back({"not_measured", "nothing was measured"});
   return all;

@@ -35,6 +35,7 @@ struct ExpertFigures {
   int32_t num_layers = 0, num_ranks = 0;
   std::vector<double> rank_loads;  // [num_layers, num_ranks] (token, choice) pairs
   double balancedness = 0;         // mean over layers by their load
+  std::vector<std::string> files;  // the recorders' dumps
 };
 
 // One measurement: a window, what the client saw over it, the trace.

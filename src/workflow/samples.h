@@ -63,8 +63,8 @@ struct WindowFigures {
   double disagreement() const;
 };
 
-// Error: fewer than 11 samples, no instance of the role, no step in the window, or instances that came, went or
-// restarted within it.
+// An instance that ran no step gives nothing. Error: fewer than 11 samples, no instance of the role, or instances that
+// came, went or restarted within the window.
 Result<WindowFigures> measure(std::span<const Sample> samples, Role role);
 
 }  // namespace tandem::workflow

@@ -76,6 +76,7 @@ void judge_trace(const Evidence& evidence, const Limits& limits, std::vector<Rea
     reasons.push_back({"empty_trace", "the trace holds no step"});
     return;
   }
+  if (evidence.window.step_ms <= 0) return;  // no step to compare with: zero_output says so
   const double apart = std::abs(evidence.trace->step_ms / evidence.window.step_ms - 1);
   if (apart <= limits.trace_disagreement) return;
   reasons.push_back(

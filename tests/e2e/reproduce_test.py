@@ -1,0 +1,230 @@
+"""tandem reproduce: both halves on the embedded model, and each sabotage named by its reason."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+
+import browser
+import harness
+
+# Short, and forgiving of a busy machine: what is tested is the workflow. reproduce_valid (label long) has the defaults.
+QUICK = ["--window", "5", "--settle", "1", "--record", "2", "--profile-steps", "10", "--decode-output-len", "256"]
+TOLERANT = ["--max-variation", "9", "--max-imbalance", "9"]
+
+
+class Fleet:
+    """Prefill servers, one decode server of two ranks and a router."""
+
+    def __init__(self, *decode_flags, num_prefill=1):
+        router_flags = []
+        self.prefills = []
+        for i in range(num_prefill):
+            port, kv_port = harness.free_port(), harness.free_port()
+            flags = ["--disaggregation-mode", "prefill", "--disaggregation-bootstrap-port", kv_port]
+            self.prefills.append(harness.Server(f"prefill-{i}", "launch_server", port, "--num-threads", 1, *flags))
+            router_flags += ["--prefill", f"http://127.0.0.1:{port}", kv_port]
+        ranks = ["--tp-size", 2, "--dp-size", 2, "--enable-dp-attention"]
+        self.decode = harness.Server(
+            "decode",
+            "launch_server",
+            harness.free_port(),
+            *["--disaggregation-mode", "decode", "--num-threads", 1, *ranks, *decode_flags],
+        )
+        router_flags += ["--decode", f"http://127.0.0.1:{self.decode.port}"]
+        self.router = harness.Server("router", "router", harness.free_port(), "--pd-disaggregation", *router_flags)
+        for server in self.servers:
+            server.wait_ready()
+
+    @property
+    def servers(self):
+        return [*self.prefills, self.decode, self.router]
+
+    def close(self):
+        for server in reversed(self.servers):
+            server.close()
+
+
+def reproduce(*flags, deadline_s=240):
+    """Returns exit status, report and output."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [harness.binary(), "reproduce", "--output", folder, *map(str, flags)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=deadline_s,
+            text=True,
+        )
+        path = pathlib.Path(folder, "report.json")
+        if not path.exists():
+            raise AssertionError(f"no report; status {done.returncode}\n{done.stdout}")
+        report = json.loads(path.read_text())
+        report["html"] = pathlib.Path(folder, "report.html").read_text()
+        report["files"] = sorted(entry.name for entry in pathlib.Path(folder).iterdir())
+        return done.returncode, report, done.stdout
+
+
+def codes(report):
+    return {reason["code"] for reason in report["reasons"]}
+
+
+class WorkflowTest(unittest.TestCase):
+    def test_both_halves_are_measured_and_reported(self):
+        status, report, out = reproduce(*QUICK, *TOLERANT)
+        self.assertEqual(status, 0 if report["verdict"] == "valid" else 1, out)
+        # Load of other programs may spoil the figures, but nothing else may be wrong.
+        self.assertLessEqual(codes(report), {"formulas_differ", "trace_differs", "not_saturated"}, out)
+        names = [half["name"] for half in report["halves"]]
+        self.assertEqual(names, ["decode-bound", "prefill-bound"])
+        decode, prefill = report["halves"]
+        for measured in (decode["before"], decode["after"], prefill["before"]):
+            self.assertGreater(measured["tokens_per_s_per_gpu_by_counters"], 0)
+            self.assertGreater(measured["requests_completed"], 0)
+            self.assertEqual(measured["requests_failed"], 0)
+        self.assertEqual(decode["before"]["num_gpus"], 2)
+        self.assertEqual(decode["before"]["trace"]["num_steps"], 10)
+        self.assertGreater(len(decode["before"]["trace"]["parts"]), 3)
+        self.assertGreater(decode["before"]["experts"]["balancedness"], 0.5)
+        stages = [stage["name"] for stage in decode["stages"]]
+        for stage in ("saturate", "settle", "measure", "profile", "record", "rebalance", "measure again", "drain"):
+            self.assertIn(stage, stages)
+        self.assertEqual(len([name for name in report["files"] if name.endswith(".trace.json.gz")]), 3)
+        self.assertIn("prefers-color-scheme:dark", report["html"])
+        for outside in ("http://www", "https://", "<script", "@import"):
+            self.assertNotIn(outside, report["html"].replace("http://www.w3.org/2000/svg", ""))
+
+        self.look_at(report["html"])
+
+    def look_at(self, html):
+        if not browser.find():
+            print("chromium is not installed: the report was not looked at", file=sys.stderr)
+            return
+        for dark, paper in ((False, [255, 255, 255]), (True, [20, 23, 27])):
+            seen = browser.look(html, dark)
+            self.assertEqual(seen["background"], paper, seen)
+            self.assertEqual(seen["pixel"], paper, seen)
+            self.assertLessEqual(seen["overflow"], 0, seen)
+            self.assertGreaterEqual(len(seen["drawings"]), 7, seen)
+            self.assertTrue(all(height > 50 for height in seen["drawings"]), seen)
+            self.assertGreaterEqual(seen["contrast"], 3.0, seen)
+            self.assertEqual(seen["outside"], [], seen)
+
+    def test_bad_flags_are_one_line(self):
+        for flags in (["--decode-split", "2"], ["--half", "third"], ["--output", "/proc/nowhere"]):
+            done = subprocess.run(
+                [harness.binary(), "reproduce", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            self.assertEqual(done.returncode, 2, done.stdout + done.stderr)
+            self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
+
+
+class ValidTest(unittest.TestCase):
+    """With the defaults, on an otherwise idle machine."""
+
+    def test_the_embedded_model_is_valid_within_three_minutes(self):
+        status, report, out = reproduce(deadline_s=180)
+        self.assertEqual(report["reasons"], [], out)
+        self.assertEqual(report["verdict"], "valid")
+        self.assertEqual(status, 0)
+
+
+class SabotageTest(unittest.TestCase):
+    """Each on a deployment of its own, attached to; the sabotage happens while the window is measured."""
+
+    FLAGS = [*QUICK, *TOLERANT, "--half", "decode", "--record", "0", "--profile-steps", "0", "--running-per-rank", "8"]
+
+    def deployment(self, *decode_flags, num_prefill=1):
+        fleet = Fleet(*decode_flags, num_prefill=num_prefill)
+        self.addCleanup(fleet.close)
+        return fleet
+
+    def run_with(self, fleet, sabotage=None, *flags):
+        """sabotage: called again and again from the start of the load until the end."""
+        done = threading.Event()
+
+        def worker():
+            while sabotage and not done.wait(0.5):
+                sabotage()
+
+        thread = threading.Thread(target=worker)
+        thread.start()
+        try:
+            status, report, out = reproduce("--router", f"http://127.0.0.1:{fleet.router.port}", *self.FLAGS, *flags)
+        finally:
+            done.set()
+            thread.join()
+        self.assertEqual(report["verdict"], "invalid", out)
+        self.assertEqual(status, 1)
+        return codes(report), out
+
+    def test_a_killed_transfer(self):
+        fleet = self.deployment("--max-running-requests", 16, num_prefill=2)
+        calls = []
+
+        def sabotage():
+            calls.append(1)
+            if len(calls) == 10:
+                fleet.prefills[0].kill()
+
+        found, out = self.run_with(fleet, sabotage)
+        self.assertTrue(found & {"failed_transfers", "failed_requests"}, out)
+
+    def test_a_tiny_kv_pool(self):
+        fleet = self.deployment("--max-running-requests", 16, "--max-total-tokens", 1024)
+        found, out = self.run_with(fleet)
+        self.assertTrue(found & {"retractions", "kv_pool_exhausted"}, out)
+
+    def test_an_unsteady_load(self):
+        fleet = self.deployment("--max-running-requests", 16)
+        calls = []
+
+        def sabotage():
+            calls.append(1)
+            pause = 0.2 if len(calls) % 6 < 3 else None
+            harness.request(fleet.decode.port, "POST", "/slow_down", {"forward_sleep_time": pause})
+
+        found, out = self.run_with(fleet, sabotage, "--max-variation", "0.1")
+        self.assertIn("unsteady", found, out)
+
+    def test_zero_output(self):
+        fleet = self.deployment("--max-running-requests", 16)
+        calls = []
+
+        def sabotage():
+            calls.append(1)
+            if len(calls) == 8:
+                harness.request(fleet.decode.port, "POST", "/slow_down", {"forward_sleep_time": 100})
+
+        found, out = self.run_with(fleet, sabotage, "--settle", "8")
+        self.assertIn("zero_output", found, out)
+
+    def test_imbalanced_ranks(self):
+        fleet = self.deployment("--max-running-requests", 128)
+        body = {
+            "input_ids": [[1, 2, 3]] * 40,
+            "sampling_params": {"max_new_tokens": 3000, "ignore_eos": True, "temperature": 0},
+            "bootstrap_room": [2 * i for i in range(40)],
+        }
+        thread = threading.Thread(
+            target=lambda: harness.request(fleet.router.port, "POST", "/generate", body, deadline_s=200), daemon=True
+        )
+        thread.start()
+        found, out = self.run_with(fleet, None, "--max-imbalance", "0.1")
+        self.assertIn("rank_imbalance", found, out)
+
+    def test_the_profiler_left_on(self):
+        fleet = self.deployment("--max-running-requests", 16)
+        with tempfile.TemporaryDirectory() as folder:
+            answer = harness.request(fleet.decode.port, "POST", "/start_profile", {"output_dir": folder})
+            self.assertEqual(answer.status, 200, answer.body)
+            found, out = self.run_with(fleet)
+            harness.request(fleet.decode.port, "POST", "/stop_profile", {})
+        self.assertIn("profiler_on", found, out)
+
+
+if __name__ == "__main__":
+    harness.main()
