@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "api/json_text.h"
 #include "api/parse/cursor.h"
 #include "api/parse/values.h"
@@ -41,6 +43,14 @@ Status read_token_lists(Cursor& at, DetokenizeCall& call) {
   return call.is_batch ? at.array("tokens", one) : one(0);
 }
 
+constexpr double kLongestWaitSeconds = 86400;  // a day
+
+Result<double> to_seconds(Element value, const std::string& key) {
+  ASSIGN_OR_RETURN(const double seconds, to_double(value, key));
+  if (seconds >= 0 && seconds <= kLongestWaitSeconds) return seconds;
+  return corrupt(fmt::format("{}: {} is not in [0, {}] seconds", key, seconds, kLongestWaitSeconds));
+}
+
 }  // namespace
 
 Result<AbortCall> parse_abort(std::string_view body) {
@@ -55,6 +65,45 @@ Result<AbortCall> parse_abort(std::string_view body) {
     }
     return Ok{};
   }));
+  return call;
+}
+
+Result<SlowDownCall> parse_slow_down(std::string_view body) {
+  SlowDownCall call;
+  bool given = false;
+  RETURN_IF_ERROR(parse_body(body, [&](const std::string& key, Cursor& at) -> Status {
+    ASSIGN_OR_RETURN(Element value, at.value(key));
+    if (key != "forward_sleep_time") return Ok{};
+    given = true;
+    double seconds = 0;
+    if (!value.is_null()) {
+      ASSIGN_OR_RETURN(seconds, to_seconds(value, key));
+    }
+    call.sleep_ms = uint32_t(std::ceil(seconds * 1e3));
+    return Ok{};
+  }));
+  if (!given) return corrupt("forward_sleep_time: is required, seconds or null");
+  return call;
+}
+
+Result<HoldCall> parse_hold(std::string_view body) {
+  HoldCall call;
+  bool given = false;
+  RETURN_IF_ERROR(parse_body(body, [&](const std::string& key, Cursor& at) -> Status {
+    ASSIGN_OR_RETURN(Element value, at.value(key));
+    if (key == "running_requests") {
+      given = true;
+      call.running_requests = 0;
+      if (value.is_null()) return Ok{};
+      ASSIGN_OR_RETURN(const int64_t number, to_int(value, key, 1, INT32_MAX));
+      call.running_requests = int32_t(number);
+    } else if (key == "timeout_s" && !value.is_null()) {
+      ASSIGN_OR_RETURN(call.timeout_s, to_seconds(value, key));
+      if (call.timeout_s <= 0) return corrupt("timeout_s: should be more than 0 seconds");
+    }
+    return Ok{};
+  }));
+  if (!given) return corrupt("running_requests: is required, a number of requests per rank or null");
   return call;
 }
 

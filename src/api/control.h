@@ -17,6 +17,19 @@ struct AbortCall {
 };
 Result<AbortCall> parse_abort(std::string_view body);
 
+// /slow_down: {"forward_sleep_time": seconds or null}; 0 is as null. Rounded up to whole milliseconds.
+struct SlowDownCall {
+  uint32_t sleep_ms = 0;
+};
+Result<SlowDownCall> parse_slow_down(std::string_view body);
+
+// /hold_admission: {"running_requests": per rank, or null, "timeout_s": 300}.
+struct HoldCall {
+  int32_t running_requests = 0;  // 0: null
+  double timeout_s = 300;
+};
+Result<HoldCall> parse_hold(std::string_view body);
+
 // /rebalance: an algorithm's name, or a placement (the text of an object as --init-expert-location takes), or neither.
 struct RebalanceCall {
   std::string algorithm, placement;

@@ -166,8 +166,11 @@ void figures_fields(Io& io, M& m) {
   field(io, m.has_progress);
   field(io, m.draining);
   field(io, m.lost);
+  field(io, m.sleep_ms);
+  field(io, m.asleep);
+  field(io, m.held_for);
 }
-constexpr size_t kFiguresBytes = 2 * 8 + 6 * 4 + 8 * 8 + 8 + 3 * 8 + 3;
+constexpr size_t kFiguresBytes = 2 * 8 + 6 * 4 + 8 * 8 + 8 + 3 * 8 + 3 + 4 + 1 + 4;
 
 template <class Io, class List>
 void addresses(Io& io, List& values) {
@@ -210,6 +213,14 @@ void message_fields(Io& io, M& m) {
     addresses(io, m.kv_ports);
   } else if constexpr (is<M, NodeGo>) {
     addresses(io, m.kv_ports);
+  } else if constexpr (is<M, NodeSlowDown>) {
+    field(io, m.rank);
+    field(io, m.sleep_ms);
+  } else if constexpr (is<M, NodeHold>) {
+    field(io, m.rank);
+    field(io, m.version);
+    field(io, m.running_requests);
+    field(io, m.timeout_ms);
   }
 }
 

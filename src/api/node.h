@@ -15,7 +15,7 @@
 
 namespace tandem::api {
 
-inline constexpr uint16_t kNodeMessageVersion = 1;
+inline constexpr uint16_t kNodeMessageVersion = 2;
 
 // Node 0 to the node of the rank. rank: of the whole group.
 struct NodeSubmit {
@@ -54,6 +54,9 @@ struct RankFigures {
   double last_gen_throughput = 0;
   uint64_t prompt_tokens_computed = 0, handover_bytes = 0, handovers = 0;
   bool has_progress = false, draining = false, lost = false;
+  uint32_t sleep_ms = 0;
+  bool asleep = false;
+  int32_t held_for = 0;
   bool operator==(const RankFigures&) const = default;
 };
 struct NodeFigures {
@@ -69,8 +72,20 @@ struct NodeGo {
 };
 struct NodeStop {};       // node 0: end; its ranks leave with all others
 struct NodeWantsStop {};  // to node 0: somebody asked this node to end
+// Node 0 to the node of the rank.
+struct NodeSlowDown {
+  uint32_t rank = 0;
+  uint32_t sleep_ms = 0;
+};
+struct NodeHold {  // engine::HoldCommand
+  uint32_t rank = 0;
+  uint8_t version = 0;
+  int32_t running_requests = 0;
+  uint32_t timeout_ms = 0;
+};
+// A message's number on the wire is its place here, from 1.
 using NodeMessage = std::variant<NodeSubmit, NodeCancel, NodeFlush, NodeDrain, NodeFlushed, NodeEvent, NodeFigures,
-                                 NodeLoaded, NodeGo, NodeStop, NodeWantsStop>;
+                                 NodeLoaded, NodeGo, NodeStop, NodeWantsStop, NodeSlowDown, NodeHold>;
 
 std::string encode_node_message(const NodeMessage& message);
 // Errors: kInvalidInput for another version; kCorrupt for everything else that is not exactly one message.

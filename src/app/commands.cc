@@ -19,6 +19,7 @@ constexpr Command kCommands[] = {
     {"bench_serving", run_bench_serving, "load client: many requests at a rate"},
     {"bench_one_batch_server", run_bench_one_batch, "load client: one batch in one request"},
     {"reproduce", run_reproduce, "measure, profile, rebalance, measure again: a report with a verdict"},
+    {"slow_down", run_slow_down, "make decode servers sleep before each step, so that requests collect"},
     {"model", run_model, "inspect a checkpoint: model show DIR"},
     {"experts", run_experts, "plan expert placements, show loads; record, stop, dump on running servers"},
 };

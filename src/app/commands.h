@@ -21,5 +21,6 @@ int run_up(Args args);
 int run_reproduce(Args args);
 int run_model(Args args);
 int run_experts(Args args);
+int run_slow_down(Args args);
 
 }  // namespace tandem::app

@@ -154,6 +154,7 @@ Status ProcessImpl::build_server(const MemoryPlan& plan) {
   server.server_args_json = json::dump(describe(config_));
   server.max_total_num_tokens = plan.max_total_tokens;
   server.num_ranks = config_.dp_size;
+  server.max_running_requests = plan.max_running_requests;
   server.weight_gb = double(plan.weight_bytes + plan.expert_bytes * config_.num_ranks) / 1e9;
   server.kvcache_gb = double(plan.kv_bytes) / 1e9;
   server.seed = config_.engine.seed;

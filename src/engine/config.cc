@@ -41,6 +41,9 @@ EngineSnapshot combine(std::span<const EngineSnapshot> ranks) {
     all.handovers += rank.handovers;
     all.draining = all.draining || rank.draining;
     all.lost = all.lost || rank.lost;
+    all.sleep_ms = std::max(all.sleep_ms, rank.sleep_ms);
+    all.asleep = all.asleep || rank.asleep;
+    all.held_for = std::max(all.held_for, rank.held_for);
   }
   return all;
 }

@@ -14,6 +14,7 @@
 #include "engine/roles/prefill_worker.h"
 #include "engine/step/batch.h"
 #include "engine/step/core.h"
+#include "engine/step/pace.h"
 #include "engine/step/sampler.h"
 
 namespace tandem::engine {
@@ -39,6 +40,7 @@ class RankEngine final : public Engine {
       : core_(config, parts, std::move(sink)),
         batch_(forward_limits(config), parts.model->config().vocab_size, config.block_tokens),
         sampler_(forward_limits(config).max_logit_rows),
+        pace_(config.log_scope),
         commands_(kCommandQueue) {
     if (config.role == Role::kCombined) worker_.emplace<CombinedWorker>(core_);
     if (config.role == Role::kPrefill) worker_.emplace<PrefillWorker>(core_);
@@ -84,8 +86,13 @@ class RankEngine final : public Engine {
   void handle(SubmitCommand& command);
   void handle(CancelCommand& command);
   void handle(FlushCacheCommand& command);
-  void handle(DrainCommand&) { draining_ = true; }
+  void handle(DrainCommand&) { begin_drain(); }
+  void handle(SlowDownCommand& command) { pace_.take(command); }
+  void handle(HoldCommand& command) { pace_.take(command, core_.now()); }
+  void begin_drain();
+  void post_vote();
   bool step();
+  bool follow(const parallel::StepDecision& decision);
   void lose_group(const std::string& reason);
   void end_everything(const std::string& reason, int32_t status_code);
   parallel::ExchangeMode exchange_mode(const parallel::StepDecision& decision) const;
@@ -99,8 +106,10 @@ class RankEngine final : public Engine {
   Batch batch_;
   Sampler sampler_;
   Worker worker_;
+  Pace pace_;
   BoundedQueue<Command> commands_;
   uint64_t next_step_ = 0, forward_steps_ = 0;
+  bool is_formed_ = false;  // batch_ is the next step's; its requests end after it
   bool vote_posted_ = false;
   bool draining_ = false;
   bool leaving_ = false;  // run() was told to stop
@@ -123,7 +132,19 @@ void RankEngine::handle(SubmitCommand& command) {
                  aborted(lost_ ? "A rank of this server was lost." : "The server is shutting down.", 503));
     return;
   }
+  if (command.request.is_health_check && pace_.sleep_ms() > 0) {
+    // Its token would come after the sleep; that the engine answers is what it asks.
+    api::EngineEvent event;
+    event.id = command.request.id;
+    return core_.answer(std::move(event), finished_by_length(0));
+  }
   with_worker([&](auto& worker) { worker.submit(std::move(command.request)); });
+}
+
+// What runs is to end, and so do sleeps and holds.
+void RankEngine::begin_drain() {
+  draining_ = true;
+  pace_.release(core_.now());
 }
 
 void RankEngine::handle(CancelCommand& command) {
@@ -150,24 +171,33 @@ parallel::ExchangeMode RankEngine::exchange_mode(const parallel::StepDecision& d
   return fits ? parallel::ExchangeMode::kLowLatency : parallel::ExchangeMode::kNormal;
 }
 
+// A batch is formed for the vote, unless the last one was not run: a prompt's chunk stays as it was planned. A rank
+// that sleeps votes without one.
+void RankEngine::post_vote() {
+  const TimePoint now = core_.now();
+  if (pace_.held_for() > 0) pace_.look(with_worker([](auto& worker) { return worker.load().running; }), now);
+  if (!is_formed_ && !pace_.is_asleep(now)) {
+    with_worker([&](auto& worker) { worker.form(batch_, pace_.holds_decode()); });
+    is_formed_ = true;
+  }
+  parallel::StepVote vote;
+  vote.step = next_step_;
+  vote.num_tokens = uint32_t(batch_.num_tokens());
+  vote.num_sequences = uint32_t(batch_.entries().size());
+  vote.kind = batch_.kind();
+  vote.wants_shutdown = leaving_ ? 1 : 0;
+  vote.can_split = core_.config.two_batch_overlap && can_split(batch_) ? 1 : 0;
+  if (core_.parts.experts) vote.change_version = core_.parts.experts->staged();
+  pace_.fill(vote, now);
+  core_.parts.communicator->post_vote(vote, now);
+  vote_posted_ = true;
+}
+
 // Vote, decide, forward, sample. A vote that the other ranks have not answered yet is asked for again next turn.
 bool RankEngine::step() {
   if (lost_) return false;
-  parallel::Communicator& communicator = *core_.parts.communicator;
-  if (!vote_posted_) {
-    with_worker([&](auto& worker) { worker.form(batch_); });
-    parallel::StepVote vote;
-    vote.step = next_step_;
-    vote.num_tokens = uint32_t(batch_.num_tokens());
-    vote.num_sequences = uint32_t(batch_.entries().size());
-    vote.kind = batch_.kind();
-    vote.wants_shutdown = leaving_ ? 1 : 0;
-    vote.can_split = core_.config.two_batch_overlap && can_split(batch_) ? 1 : 0;
-    if (core_.parts.experts) vote.change_version = core_.parts.experts->staged();
-    communicator.post_vote(vote, core_.now());
-    vote_posted_ = true;
-  }
-  const Result<std::optional<parallel::StepDecision>> polled = communicator.poll_decision(core_.now());
+  if (!vote_posted_) post_vote();
+  const Result<std::optional<parallel::StepDecision>> polled = core_.parts.communicator->poll_decision(core_.now());
   if (!polled) {
     lose_group(polled.error().message);
     return false;
@@ -179,9 +209,18 @@ bool RankEngine::step() {
   left_ = decision.shutdown != 0;
   // Between two steps, and on all ranks before the same one.
   if (core_.parts.experts) core_.parts.experts->switch_staged(decision.change_version);
-  if (left_ || decision.kind == parallel::StepKind::kNone) return false;
-  run_batch(decision);
-  return true;
+  return !left_ && follow(decision);
+}
+
+// Runs the step or waits, as all ranks do. Decode batches are left where they do not run: what is ready by then joins
+// the next one, and what was cancelled is gone.
+bool RankEngine::follow(const parallel::StepDecision& decision) {
+  const Pace::Verdict verdict = pace_.judge(decision, core_.now());
+  const bool runs = verdict == Pace::Verdict::kRun && decision.kind != parallel::StepKind::kNone;
+  const bool is_held = decision.holds != 0 && batch_.kind() == parallel::StepKind::kDecode;
+  if (is_held || (!runs && batch_.kind() != parallel::StepKind::kExtend)) leave_batch();
+  if (runs) run_batch(decision);
+  return runs || verdict == Pace::Verdict::kAgain;
 }
 
 // A rank of the group is gone: no step can run any more, so every request ends here and new ones are refused.
@@ -194,16 +233,18 @@ void RankEngine::lose_group(const std::string& reason) {
 void RankEngine::leave_batch() {
   for (const BatchEntry& entry : batch_.entries()) core_.leave_step(*entry.request);
   batch_.start(model::Phase::kDecode);
+  is_formed_ = false;
 }
 
 void RankEngine::end_everything(const std::string& reason, int32_t status_code) {
-  if (vote_posted_) leave_batch();  // it waits for a decision; otherwise its requests may be gone
+  if (is_formed_) leave_batch();  // it waits to be run; otherwise its requests may be gone
   batch_.start(model::Phase::kDecode);
   core_.end_all(failed(reason, status_code));
   sweep();
 }
 
 void RankEngine::run_batch(const parallel::StepDecision& decision) {
+  is_formed_ = false;
   model::ForwardBatch forward = batch_.forward_batch();
   forward.step = decision.step;
   forward.exchange_mode = exchange_mode(decision);
@@ -279,6 +320,10 @@ void RankEngine::publish() {
   next.handovers = core_.handovers;
   next.draining = draining_;
   next.lost = lost_;
+  next.sleep_ms = pace_.sleep_ms();
+  next.asleep = pace_.asleep();
+  next.held_for = pace_.held_for();
+  core_.metrics.show_pace(double(next.sleep_ms) / 1e3, next.held_for);
   std::lock_guard lock(snapshot_mutex_);
   // A vote that nobody answers is no progress.
   if (vote_posted_ || lost_) next.last_progress = snapshot_.last_progress;
@@ -289,13 +334,14 @@ void RankEngine::run(std::stop_token stop) {
   const std::stop_callback on_stop(stop, [this] { wake(); });
   while (!stop.stop_requested()) {
     if (turn()) continue;
+    const Duration wait = pace_.next_look(kIdleWait, core_.now());
     if (is_grouped()) {
-      core_.parts.communicator->wait(kIdleWait);
-    } else if (std::optional<Command> command = commands_.pop(kIdleWait)) {
+      core_.parts.communicator->wait(wait);
+    } else if (std::optional<Command> command = commands_.pop(wait)) {
       handle(std::move(*command));
     }
   }
-  draining_ = true;
+  begin_drain();
   end_everything("The server is shutting down.", 503);
   while (std::optional<Command> command = commands_.try_pop()) handle(std::move(*command));
   publish();

@@ -96,8 +96,18 @@ struct CancelCommand {  // ends a request wherever it is; unknown ids are a no-o
 struct FlushCacheCommand {         // done(true): flushed; false: requests are pending
   std::function<void(bool)> done;  // called on the engine thread; must only enqueue
 };
-struct DrainCommand {};  // finish what runs, take nothing new (submits answer 503 aborts)
-using Command = std::variant<SubmitCommand, CancelCommand, FlushCacheCommand, DrainCommand>;
+struct DrainCommand {};   // finish what runs, take nothing new (submits answer 503 aborts)
+struct SlowDownCommand {  // the whole group sleeps before each step, as long as the rank that wants it longest says
+  uint32_t sleep_ms = 0;  // 0: full speed, and a sleep under way ends
+};
+// Decode steps wait until every rank has this many requests ready or the deadline passes; then all ranks begin at once.
+struct HoldCommand {
+  uint8_t version = 0;           // counts the orders of a server, modulo 256; the same one again changes nothing
+  int32_t running_requests = 0;  // per rank; 0: hold no longer
+  Duration timeout{};
+};
+using Command =
+    std::variant<SubmitCommand, CancelCommand, FlushCacheCommand, DrainCommand, SlowDownCommand, HoldCommand>;
 
 // What other threads may know, copied under a lock once per turn.
 struct EngineSnapshot {
@@ -111,7 +121,10 @@ struct EngineSnapshot {
   uint64_t prompt_tokens_computed = 0;  // tokens that went through a prefill step here (decode in PD: stays 0)
   uint64_t handover_bytes = 0, handovers = 0;
   bool draining = false;
-  bool lost = false;  // a rank of the group is gone: this one answers everything with an error
+  bool lost = false;      // a rank of the group is gone: this one answers everything with an error
+  uint32_t sleep_ms = 0;  // slow_down as it was ordered
+  bool asleep = false;    // in such a sleep right now
+  int32_t held_for = 0;   // decode waits for so many requests; 0: it does not
 };
 
 // The figures of a group as those of one engine: sums; of progress and steps the least, since a group is as alive as

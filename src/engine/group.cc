@@ -35,10 +35,16 @@ PushResult EngineGroup::submit(Command command) {
     }
     return ranks_[rank]->submit(std::move(command));
   }
+  if (const auto* slow_down = std::get_if<SlowDownCommand>(&command)) {
+    return to_all([&] { return Command(*slow_down); });
+  }
+  if (const auto* hold = std::get_if<HoldCommand>(&command)) {
+    return to_all([&] { return Command(*hold); });
+  }
   return to_all([] { return Command(DrainCommand{}); });
 }
 
-// A command that was taken by some ranks is taken: the caller asks again until all have it, and both kinds may be
+// A command that was taken by some ranks is taken: the caller asks again until all have it; what goes to all may be
 // repeated.
 PushResult EngineGroup::to_all(const std::function<Command()>& make) {
   PushResult worst = PushResult::kPushed;

@@ -30,6 +30,9 @@ EngineSnapshot to_snapshot(const api::RankFigures& f, TimePoint now) {
   s.handovers = f.handovers;
   s.draining = f.draining;
   s.lost = f.lost;
+  s.sleep_ms = f.sleep_ms;
+  s.asleep = f.asleep;
+  s.held_for = f.held_for;
   return s;
 }
 
@@ -59,6 +62,9 @@ api::RankFigures to_figures(const EngineSnapshot& s, TimePoint now) {
   f.handovers = s.handovers;
   f.draining = s.draining;
   f.lost = s.lost;
+  f.sleep_ms = s.sleep_ms;
+  f.asleep = s.asleep;
+  f.held_for = s.held_for;
   return f;
 }
 
@@ -84,6 +90,13 @@ PushResult RemoteRank::submit(Command command) {
   if (auto* flush_command = std::get_if<FlushCacheCommand>(&command)) return flush(std::move(*flush_command));
   if (auto* cancel = std::get_if<CancelCommand>(&command)) {
     return send_(api::NodeCancel{rank_, cancel->id, uint8_t(cancel->reason), std::move(cancel->matched_text)});
+  }
+  if (const auto* slow_down = std::get_if<SlowDownCommand>(&command)) {
+    return send_(api::NodeSlowDown{rank_, slow_down->sleep_ms});
+  }
+  if (const auto* hold = std::get_if<HoldCommand>(&command)) {
+    const auto timeout = std::chrono::ceil<std::chrono::milliseconds>(hold->timeout);
+    return send_(api::NodeHold{rank_, hold->version, hold->running_requests, uint32_t(timeout.count())});
   }
   return send_(api::NodeDrain{rank_});
 }
@@ -211,6 +224,13 @@ Status RankHost::take(api::NodeMessage message) {
     return to(cancel->rank, CancelCommand{cancel->id, CancelReason(cancel->reason), std::move(cancel->matched_text)});
   }
   if (const auto* drain = std::get_if<api::NodeDrain>(&message)) return to(drain->rank, DrainCommand{});
+  if (const auto* slow_down = std::get_if<api::NodeSlowDown>(&message)) {
+    return to(slow_down->rank, SlowDownCommand{slow_down->sleep_ms});
+  }
+  if (const auto* hold = std::get_if<api::NodeHold>(&message)) {
+    const auto timeout = std::chrono::milliseconds(hold->timeout_ms);
+    return to(hold->rank, HoldCommand{hold->version, hold->running_requests, timeout});
+  }
   if (const auto* flush = std::get_if<api::NodeFlush>(&message)) {
     return to(flush->rank, FlushCacheCommand{[send = send_, flush = *flush](bool flushed) {
                 static_cast<void>(send(api::NodeFlushed{flush.rank, flush.flush_id, flushed}));

@@ -18,6 +18,18 @@ int strength(StepKind kind) {
   return 0;
 }
 
+// Decode waits while a rank holds it back, or while the newest order has not reached every rank: all begin at once.
+// Who wants to leave holds nobody up.
+bool holds_decode(std::span<const StepVote> votes) {
+  const StepVote* known = nullptr;
+  for (const StepVote& vote : votes) {
+    if (vote.wants_shutdown != 0) continue;
+    if (vote.holds != 0 || (known != nullptr && known->hold_version != vote.hold_version)) return true;
+    known = &vote;
+  }
+  return false;
+}
+
 }  // namespace
 
 StepDecision decide(std::span<const StepVote> votes) {
@@ -29,19 +41,26 @@ StepDecision decide(std::span<const StepVote> votes) {
   decision.sleep_ready = 1;
   bool can_split = true, same_kind = true;
   decision.change_version = votes[0].change_version;
+  decision.holds = holds_decode(votes) ? 1 : 0;
+  const auto kind_of = [&](const StepVote& vote) {
+    return decision.holds != 0 && vote.kind == StepKind::kDecode ? StepKind::kNone : vote.kind;
+  };
   for (const StepVote& vote : votes) {
     CHECK(vote.step == decision.step);
-    if (strength(vote.kind) > strength(decision.kind)) decision.kind = vote.kind;
+    const StepKind kind = kind_of(vote);
+    if (strength(kind) > strength(decision.kind)) decision.kind = kind;
     decision.shutdown &= uint8_t(vote.wants_shutdown != 0);
     decision.sleep_ready &= uint8_t(vote.sleep_ready != 0);
     can_split = can_split && vote.can_split != 0;
-    decision.max_tokens = std::max(decision.max_tokens, vote.num_tokens);
-    decision.total_tokens += vote.num_tokens;
+    if (kind == vote.kind) {
+      decision.max_tokens = std::max(decision.max_tokens, vote.num_tokens);
+      decision.total_tokens += vote.num_tokens;
+    }
     decision.sleep_ms = std::max(decision.sleep_ms, vote.sleep_ms);
     decision.change_version = std::min(decision.change_version, vote.change_version);
   }
   for (const StepVote& vote : votes) {
-    same_kind = same_kind && (strength(vote.kind) == 0 || vote.kind == decision.kind);
+    same_kind = same_kind && (strength(kind_of(vote)) == 0 || kind_of(vote) == decision.kind);
   }
   decision.two_batches = uint8_t(can_split && same_kind && strength(decision.kind) > 0);
   return decision;

@@ -40,6 +40,8 @@ constexpr Route kRoutes[] = {
     {"/metrics", kGet, get_metrics},
     {"/flush_cache", kGet | kPost, flush_cache},
     {"/abort_request", kPost, post_abort_request},
+    {"/slow_down", kGet | kPost, slow_down},
+    {"/hold_admission", kPost, post_hold_admission},
     {"/start_expert_distribution_record", kGet | kPost, start_expert_recording},
     {"/stop_expert_distribution_record", kGet | kPost, stop_expert_recording},
     {"/dump_expert_distribution_record", kGet | kPost, dump_expert_recording},

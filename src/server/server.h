@@ -53,6 +53,7 @@ struct ServerConfig {
   std::string server_args_json = "{}";                   // an object: all resolved arguments, for /get_server_info
   int64_t max_total_num_tokens = 0;                      // of a rank
   int32_t num_ranks = 1;                                 // data-parallel ones
+  int32_t max_running_requests = 0;                      // of a rank; 0: nobody asks for it
   double weight_gb = 0, kvcache_gb = 0, graph_gb = 0;
   uint64_t seed = 0;  // for drawn request ids and sampling seeds
 };

@@ -61,6 +61,8 @@ std::vector<NodeMessage> one_of_each() {
   figures.running = 3;
   figures.total_blocks = 44;
   figures.lost = true;
+  figures.sleep_ms = 2000;
+  figures.held_for = 7;
   return {NodeSubmit{3, full_request()},
           NodeCancel{2, RequestId{7}, 1, "text"},
           NodeFlush{1, 99},
@@ -71,7 +73,9 @@ std::vector<NodeMessage> one_of_each() {
           NodeLoaded{0xfeed, {{"a", 1}, {"", 2}}},
           NodeGo{{{"b", 3}}},
           NodeStop{},
-          NodeWantsStop{}};
+          NodeWantsStop{},
+          NodeSlowDown{2, 180000},
+          NodeHold{3, 255, 64, 300000}};
 }
 
 // What is read is written again to the same bytes, so no field is lost on either way.

@@ -149,6 +149,20 @@ TEST(EngineThreads, StopAnswersWhatIsStillThere) {
   EXPECT_EQ(instance.engine->snapshot().queued, 0);
 }
 
+TEST(EngineThreads, StopEndsASleepOfAnHourAtOnce) {
+  ThreadedInstance instance(small_config(), nullptr);
+  instance.engine->submit(engine::SlowDownCommand{3600 * 1000});
+  instance.engine->submit(engine::SubmitCommand{greedy_request(1, prompt_of(1, 12), 4)});
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!instance.engine->snapshot().asleep && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  EXPECT_TRUE(instance.engine->snapshot().asleep);
+  instance.stop();
+  EXPECT_TRUE(instance.inbox.wait_for(1));
+  EXPECT_LT(std::chrono::steady_clock::now(), deadline);
+  EXPECT_EQ(instance.inbox.answer(1).finish->status_code, 503);
+  EXPECT_EQ(instance.engine->snapshot().leased_blocks, 0);
+}
+
 TEST(EngineThreads, PrefillAndDecodeOnTheirOwnThreadsServeTheSameTokens) {
   const auto fabric = kv::make_local_fabric();
   ThreadedInstance prefill(small_config(engine::Role::kPrefill), fabric);

@@ -39,7 +39,7 @@ TEST(Decide, SizesAreMaximumAndSumOverRanks) {
   EXPECT_EQ(decision.num_ranks, 3u);
 }
 
-TEST(Decide, ShutdownAndSlowDownNeedEveryRank) {
+TEST(Decide, ShutdownAndTheEndOfASleepNeedEveryRank) {
   std::vector<StepVote> votes = {vote(StepKind::kNone, 0), vote(StepKind::kNone, 0)};
   votes[0].wants_shutdown = votes[0].sleep_ready = 1;
   EXPECT_EQ(decide(votes).shutdown, 0);
@@ -57,6 +57,33 @@ TEST(Decide, LongestSleepAndOldestPreparedChangeApply) {
   votes[1].change_version = 4;
   EXPECT_EQ(decide(votes).sleep_ms, 90u);
   EXPECT_EQ(decide(votes).change_version, 4u);
+}
+
+TEST(Decide, AHeldRankKeepsDecodeBackButNotPrefill) {
+  std::vector<StepVote> votes = {vote(StepKind::kDecode, 3), vote(StepKind::kNone, 0)};
+  votes[1].holds = 1;
+  EXPECT_EQ(decide(votes).holds, 1);
+  EXPECT_EQ(decide(votes).kind, StepKind::kNone);
+  EXPECT_EQ(decide(votes).total_tokens, 0u);
+  votes[1].kind = StepKind::kExtend;
+  votes[1].num_tokens = 50;
+  EXPECT_EQ(decide(votes).kind, StepKind::kExtend);
+  EXPECT_EQ(decide(votes).max_tokens, 50u) << "the decode batch is left";
+  votes[1] = vote(StepKind::kDecode, 1);
+  EXPECT_EQ(decide(votes).holds, 0);
+  EXPECT_EQ(decide(votes).total_tokens, 4u);
+}
+
+TEST(Decide, DecodeWaitsUntilEveryRankKnowsTheNewestHold) {
+  std::vector<StepVote> votes = {vote(StepKind::kDecode, 3), vote(StepKind::kDecode, 3)};
+  votes[0].hold_version = 2;
+  votes[1].hold_version = 1;
+  EXPECT_EQ(decide(votes).kind, StepKind::kNone);
+  votes[1].hold_version = 2;
+  EXPECT_EQ(decide(votes).kind, StepKind::kDecode);
+  votes[1].hold_version = 1;
+  votes[1].holds = votes[1].wants_shutdown = 1;
+  EXPECT_EQ(decide(votes).kind, StepKind::kDecode) << "a rank that leaves holds nobody up";
 }
 
 TEST(DecideDeathTest, VotesForDifferentStepsAreABug) {

@@ -136,6 +136,96 @@ TEST(FlushCache, TellsWhetherItWasDone) {
   EXPECT_EQ(fixture.get("/flush_cache").status, 503);
 }
 
+TEST(SlowDown, SecondsOfAnyFormReachTheEngineAndNullEndsThem) {
+  Fixture fixture;
+  for (const char* body :
+       {R"({"forward_sleep_time": 180})", R"({"forward_sleep_time": "90.0", "more": 1})",
+        R"({"forward_sleep_time": 0.0001})", R"({"forward_sleep_time": 0})", R"({"forward_sleep_time": null})"}) {
+    const auto answer = fixture.post("/slow_down", body);
+    EXPECT_EQ(answer.status, 200) << body;
+    EXPECT_EQ(answer.body, "null");
+    EXPECT_EQ(answer.content_type, "application/json");
+  }
+  std::vector<uint32_t> slept;
+  for (const auto& command : fixture.engine().slow_downs()) slept.push_back(command.sleep_ms);
+  EXPECT_EQ(slept, (std::vector<uint32_t>{180000, 90000, 1, 0, 0}));
+}
+
+TEST(SlowDown, WhatIsNoTimeIsRefusedByName) {
+  Fixture fixture;
+  for (const char* body : {"", "{}", "[1]", R"({"forward_sleep_time": -1})", R"({"forward_sleep_time": 1e9})",
+                           R"({"forward_sleep_time": "long"})", R"({"forward_sleep_time": [1]})"}) {
+    const auto answer = fixture.post("/slow_down", body);
+    EXPECT_EQ(answer.status, 400) << body;
+    EXPECT_EQ(at(answer.body, "/object"), "error") << answer.body;
+  }
+  EXPECT_EQ(at(fixture.post("/slow_down", R"({"forward_sleep_time": -1})").body, "/message"),
+            "forward_sleep_time: -1 is not in [0, 86400] seconds");
+  EXPECT_EQ(fixture.get("/slow_down").status, 400) << "a GET without a body has no key";
+  EXPECT_TRUE(fixture.engine().slow_downs().empty());
+}
+
+TEST(SlowDown, AnOrderWaitsForRoomInTheEnginesQueue) {
+  Fixture fixture;
+  fixture.engine().set_room(0);
+  auto pending =
+      std::async(std::launch::async, [&] { return fixture.post("/slow_down", R"({"forward_sleep_time": 2})").status; });
+  EXPECT_EQ(fixture.get("/ping").status, 200);
+  EXPECT_TRUE(fixture.engine().slow_downs().empty());
+  fixture.engine().set_room(-1);
+  EXPECT_EQ(pending.get(), 200);
+  EXPECT_EQ(fixture.engine().slow_downs().size(), 1u);
+}
+
+TEST(HoldAdmission, OrdersAreNumberedAndBounded) {
+  ServerConfig config = tiny_config();
+  config.max_running_requests = 64;
+  Fixture fixture(config);
+  const auto answer = fixture.post("/hold_admission", R"({"running_requests": "64", "timeout_s": 1.5})");
+  EXPECT_EQ(answer.status, 200);
+  EXPECT_EQ(at(answer.body, "/running_requests"), "64");
+  EXPECT_EQ(at(answer.body, "/timeout_s"), "1.5");
+  EXPECT_EQ(fixture.post("/hold_admission", R"({"running_requests": 3})").status, 200);
+  EXPECT_EQ(at(fixture.post("/hold_admission", R"({"running_requests": null})").body, "/running_requests"), "null");
+  const auto holds = fixture.engine().holds();
+  ASSERT_EQ(holds.size(), 3u);
+  EXPECT_EQ(holds[0].running_requests, 64);
+  EXPECT_EQ(seconds(holds[0].timeout), 1.5);
+  EXPECT_EQ(seconds(holds[1].timeout), 300);
+  EXPECT_EQ(holds[2].running_requests, 0);
+  EXPECT_NE(holds[0].version, holds[1].version);
+  EXPECT_NE(holds[1].version, holds[2].version);
+  for (const char* body : {"", "{}", R"({"running_requests": 0})", R"({"running_requests": -2})",
+                           R"({"running_requests": 1.5})", R"({"running_requests": 3, "timeout_s": 0})"}) {
+    EXPECT_EQ(fixture.post("/hold_admission", body).status, 400) << body;
+  }
+  EXPECT_EQ(at(fixture.post("/hold_admission", R"({"running_requests": 65})").body, "/message"),
+            "running_requests: a rank runs at most 64 requests, 65 were asked for");
+  EXPECT_EQ(fixture.engine().holds().size(), 3u);
+}
+
+TEST(HoldAdmission, APrefillServerHasNothingToHold) {
+  ServerConfig config = tiny_config();
+  config.role = engine::Role::kPrefill;
+  config.max_running_requests = 64;
+  Fixture fixture(config);
+  EXPECT_EQ(fixture.post("/hold_admission", R"({"running_requests": 3})").status, 400);
+  EXPECT_EQ(fixture.post("/slow_down", R"({"forward_sleep_time": 3})").status, 200);
+}
+
+TEST(Info, SleepAndHoldShowInTheInternalState) {
+  Fixture fixture;
+  EXPECT_EQ(at(fixture.get("/get_server_info").body, "/internal_states/0/forward_sleep_time"), "null");
+  EXPECT_EQ(at(fixture.get("/get_server_info").body, "/internal_states/0/held_for_requests"), "null");
+  engine::EngineSnapshot snapshot = alive(fixture.clock());
+  snapshot.sleep_ms = 1500, snapshot.asleep = true, snapshot.held_for = 12;
+  fixture.engine().set_snapshot(snapshot);
+  const std::string body = fixture.get("/get_server_info").body;
+  EXPECT_EQ(at(body, "/internal_states/0/forward_sleep_time"), "1.5");
+  EXPECT_EQ(at(body, "/internal_states/0/is_sleeping"), "true");
+  EXPECT_EQ(at(body, "/internal_states/0/held_for_requests"), "12");
+}
+
 TEST(Info, ServerInfoHasArgumentsStateAndOurOwnCounters) {
   ServerConfig config = tiny_config();
   config.weight_gb = 0.126;
@@ -194,7 +284,7 @@ TEST(Tokenize, BothWaysSingleAndBatch) {
 
 TEST(Routes, UnknownPathAndWrongMethod) {
   Fixture fixture;
-  auto unknown = fixture.get("/slow_down");
+  auto unknown = fixture.get("/fast_up");
   EXPECT_EQ(unknown.status, 404);
   EXPECT_EQ(unknown.body, R"({"detail":"Not Found"})");
   auto wrong = fixture.get("/generate");

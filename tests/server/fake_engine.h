@@ -44,6 +44,8 @@ class FakeEngine final : public engine::Engine {
   std::vector<api::EngineRequest> submitted() const { return locked(submitted_); }
   std::vector<engine::CancelCommand> cancelled() const { return locked(cancelled_); }
   bool drained() const { return locked(drained_); }
+  std::vector<engine::SlowDownCommand> slow_downs() const { return locked(slow_downs_); }
+  std::vector<engine::HoldCommand> holds() const { return locked(holds_); }
   void say(api::EngineEvent event) const { sink_(std::move(event)); }
 
   PushResult submit(engine::Command command) override {
@@ -55,6 +57,8 @@ class FakeEngine final : public engine::Engine {
       script = script_;
       if (auto* submit = std::get_if<engine::SubmitCommand>(&command)) submitted_.push_back(submit->request);
       if (auto* cancel = std::get_if<engine::CancelCommand>(&command)) cancelled_.push_back(*cancel);
+      if (auto* slow_down = std::get_if<engine::SlowDownCommand>(&command)) slow_downs_.push_back(*slow_down);
+      if (auto* hold = std::get_if<engine::HoldCommand>(&command)) holds_.push_back(*hold);
       if (std::holds_alternative<engine::DrainCommand>(command)) drained_ = true;
     }
     if (auto* submit = std::get_if<engine::SubmitCommand>(&command)) {
@@ -97,6 +101,8 @@ class FakeEngine final : public engine::Engine {
   bool answers_cancels_ = false;
   std::vector<api::EngineRequest> submitted_;
   std::vector<engine::CancelCommand> cancelled_;
+  std::vector<engine::SlowDownCommand> slow_downs_;
+  std::vector<engine::HoldCommand> holds_;
   bool drained_ = false;
 };
 

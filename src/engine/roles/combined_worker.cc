@@ -95,7 +95,7 @@ LoadFigures CombinedWorker::load() const {
   return load;
 }
 
-void CombinedWorker::form(Batch& batch) {
+void CombinedWorker::form(Batch& batch, bool holds_decode) {
   preempt();
   const LoadFigures before = load();
   const int32_t free_slots = core_.config.max_running_requests - running_.size() - prefill_.num_cut();
@@ -108,6 +108,7 @@ void CombinedWorker::form(Batch& batch) {
       return;
     }
   }
+  if (holds_decode) return batch.start(model::Phase::kDecode);
   running_.form(batch, {}, [this](Request& victim) { retract(victim); });
 }
 

@@ -17,7 +17,8 @@ class CombinedWorker {
   void cancel(Request& request, const CancelCommand& command);
   bool take_reports() { return false; }  // no transfer side
   void tick() {}                         // deadlines, admission
-  void form(Batch& batch);               // the next step of this rank; may stay empty
+  // The next step of this rank; may stay empty. holds_decode: prompts only.
+  void form(Batch& batch, bool holds_decode);
   void before_forward(const Batch& batch) {
     if (batch.kind() == parallel::StepKind::kExtend) prefill_.before_forward(batch);
   }

@@ -322,7 +322,8 @@ void DecodeWorker::tick() {
   start_arrived();
 }
 
-void DecodeWorker::form(Batch& batch) {
+void DecodeWorker::form(Batch& batch, bool holds_decode) {
+  if (holds_decode) return batch.start(model::Phase::kDecode);
   const std::vector<Request*> others(arrived_.begin(), arrived_.end());
   running_.form(batch, others, [this](Request& victim) { retract(victim); });
   std::erase_if(arrived_, [](const Request* request) { return request->state() != RequestState::kArrived; });

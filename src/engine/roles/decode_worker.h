@@ -48,7 +48,7 @@ class DecodeWorker {
   void cancel(Request& request, const CancelCommand& command);
   bool take_reports();
   void tick();
-  void form(Batch& batch);
+  void form(Batch& batch, bool holds_decode);
   void before_forward(const Batch&) {}
   void layer_done(const Batch&, int32_t) {}
   void after_step(const Batch& batch, const Sampler& sampler);

@@ -296,7 +296,7 @@ LoadFigures PrefillWorker::load() const {
   return load;
 }
 
-void PrefillWorker::form(Batch& batch) {
+void PrefillWorker::form(Batch& batch, bool) {
   const LoadFigures before = load();
   const int32_t free_slots = core_.config.max_running_requests - prefill_.num_cut();
   const PrefillQueue::Formed formed = prefill_.form(batch, free_slots, 0);

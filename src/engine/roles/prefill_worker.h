@@ -40,7 +40,7 @@ class PrefillWorker {
   void cancel(Request& request, const CancelCommand& command);
   bool take_reports();
   void tick();
-  void form(Batch& batch);
+  void form(Batch& batch, bool holds_decode);
   void before_forward(const Batch& batch) { prefill_.before_forward(batch); }
   void layer_done(const Batch& batch, int32_t layer);
   void after_step(const Batch& batch, const Sampler& sampler);

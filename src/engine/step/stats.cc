@@ -85,6 +85,8 @@ SchedulerMetrics::SchedulerMetrics(profile::Metrics& metrics, const std::string&
   decode_transfer_ = gauge("sglang:num_decode_transfer_queue_reqs", "Decode: KV being read.");
   transfer_speed_ = gauge("sglang:kv_transfer_speed_gb_s", "Of the last handover.");
   transfer_latency_ = gauge("sglang:kv_transfer_latency_ms", "Of the last handover.");
+  sleep_seconds_ = gauge("tandem:forward_sleep_seconds", "Sleep before each step (slow_down).");
+  held_for_ = gauge("tandem:held_for_requests", "Requests that decode waits for (hold_admission).");
   queue_time_ =
       metrics.histogram("sglang:queue_time_seconds", "Time before a request first ran.", labels, kSecondsBounds);
   const auto stage = [&](const char* name) {
@@ -128,6 +130,11 @@ void SchedulerMetrics::observe_end(const scheduler::Lifecycle& life) {
   const RequestState after =
       life.kind == scheduler::LifeKind::kPrefill ? RequestState::kInflight : RequestState::kRunning;
   observe(stage_prefill_, between(life, RequestState::kPrefilling, after));
+}
+
+void SchedulerMetrics::show_pace(double sleep_seconds, int32_t held_for) {
+  sleep_seconds_.set(sleep_seconds);
+  held_for_.set(held_for);
 }
 
 void SchedulerMetrics::handover_done(double gigabytes_per_s, double latency_ms) {

@@ -52,13 +52,15 @@ class SchedulerMetrics {
   // A request left: its times in queue and in each state.
   void observe_end(const scheduler::Lifecycle& life);
   void handover_done(double gigabytes_per_s, double latency_ms);
+  // sleep_seconds: before each step; held_for: requests that decode waits for. 0: full speed.
+  void show_pace(double sleep_seconds, int32_t held_for);
 
   profile::Counter bootstrap_failed, transfer_failed, digest_mismatches, retractions;
 
  private:
   profile::Gauge running_, used_tokens_, token_usage_, gen_throughput_, queued_, cache_hit_rate_, total_tokens_,
       retracted_, utilization_, new_token_ratio_, prefill_prealloc_, prefill_inflight_, decode_prealloc_,
-      decode_transfer_, transfer_speed_, transfer_latency_;
+      decode_transfer_, transfer_speed_, transfer_latency_, sleep_seconds_, held_for_;
   profile::Histogram queue_time_, stage_bootstrap_, stage_prefill_, stage_inflight_, stage_transfer_, stage_decode_;
 };
 

@@ -22,6 +22,14 @@ bool EnginePort::flush_cache(std::function<void(bool)> done) {
   return engine_->submit(engine::FlushCacheCommand{std::move(reply)}) == PushResult::kPushed;
 }
 
+bool EnginePort::order(engine::Command command, std::function<void()> taken) {
+  constexpr size_t kMostWaiting = 64;
+  if (!engine_ || orders_.size() >= kMostWaiting) return false;
+  orders_.push_back({std::move(command), std::move(taken)});
+  if (!timer_) send_waiting();
+  return true;
+}
+
 void EnginePort::drain() {
   if (!engine_) return;
   drain_waits_ = true;
@@ -33,8 +41,13 @@ bool EnginePort::push(engine::Command command) { return engine_->submit(std::mov
 void EnginePort::send_waiting() {
   timer_.reset();
   while (!cancels_.empty() && push(cancels_.front())) cancels_.pop_front();
+  while (cancels_.empty() && !orders_.empty() && push(orders_.front().command)) {
+    const Order taken = std::move(orders_.front());
+    orders_.pop_front();
+    taken.taken();
+  }
   if (drain_waits_ && cancels_.empty() && push(engine::DrainCommand{})) drain_waits_ = false;
-  if (cancels_.empty() && !drain_waits_) return;
+  if (cancels_.empty() && orders_.empty() && !drain_waits_) return;
   constexpr Duration kRetryAfter = std::chrono::milliseconds(2);
   timer_ = loop_.after(kRetryAfter, [this] { send_waiting(); });
 }

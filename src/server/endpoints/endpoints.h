@@ -43,4 +43,8 @@ void get_expert_placement(Core& core, net::HttpRequest request, const Writer& wr
 void flush_cache(Core& core, net::HttpRequest request, const Writer& writer);
 void post_abort_request(Core& core, net::HttpRequest request, const Writer& writer);
 
+// pace.cc
+void slow_down(Core& core, net::HttpRequest request, const Writer& writer);
+void post_hold_admission(Core& core, net::HttpRequest request, const Writer& writer);
+
 }  // namespace tandem::server

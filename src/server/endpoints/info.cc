@@ -39,6 +39,10 @@ json::Object state_of(const ServerConfig& config, const engine::EngineSnapshot& 
   state["prompt_tokens_computed"] = snapshot.prompt_tokens_computed;
   state["handovers"] = snapshot.handovers;
   state["handover_bytes"] = snapshot.handover_bytes;
+  const bool slowed = snapshot.sleep_ms > 0, held = snapshot.held_for > 0;
+  state["forward_sleep_time"] = slowed ? json::Value(double(snapshot.sleep_ms) / 1e3) : json::Value(nullptr);
+  state["is_sleeping"] = snapshot.asleep;
+  state["held_for_requests"] = held ? json::Value(snapshot.held_for) : json::Value(nullptr);
   return state;
 }
 
