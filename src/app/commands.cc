@@ -20,6 +20,7 @@ constexpr Command kCommands[] = {
     {"bench_one_batch_server", run_bench_one_batch, "load client: one batch in one request"},
     {"model", run_model, "inspect a checkpoint: model show DIR"},
     {"experts", run_experts, "plan expert placements from counted loads; show loads and placements"},
+    {"throughput", run_throughput, "tokens/s/GPU from logs, traces or servers, and whether the figure is valid"},
 };
 
 void print_usage(std::FILE* out) {
