@@ -22,7 +22,8 @@ Result<TraceSteps> read_text(const std::string& text, size_t piece = SIZE_MAX,
 
 std::string event(const std::string& name, const char* category, int64_t begin_us, int64_t duration_us, int tid = 1) {
   return fmt::format(
-      R"({{"ph": "X", "cat": "{}", "name": "{}", "pid": 4711, "tid": {}, "ts": {}.125, "dur": {}, "args": {{"External id": 1}}}})",
+      R"({{"ph": "X", "cat": "{}", "name": "{}", "pid": 4711, "tid": {}, "ts": {}.125, "dur": {}, )"
+      R"("args": {{"External id": 1}}}})",
       category, name, tid, begin_us, duration_us);
 }
 
@@ -35,7 +36,8 @@ std::string torch_trace(const std::string& events) {
 
 std::string own_step(int64_t step, const char* kind, int64_t begin_us, int64_t duration_us, int tokens) {
   return fmt::format(
-      R"({{"ph":"X","name":"step","pid":1,"tid":2,"ts":{},"dur":{},"args":{{"step":{},"kind":"{}","num_tokens":{},"num_sequences":{}}}}})",
+      R"({{"ph":"X","name":"step","pid":1,"tid":2,"ts":{},"dur":{},)"
+      R"("args":{{"step":{},"kind":"{}","num_tokens":{},"num_sequences":{}}}}})",
       begin_us, duration_us, step, kind, tokens, tokens);
 }
 

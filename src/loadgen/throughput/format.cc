@@ -38,20 +38,24 @@ std::string thousands(double value) {
   return digits;
 }
 
+std::string count_of(int32_t count, const char* what) {
+  return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
+}
+
 std::string step_line(const ThroughputReport& report) {
   if (!report.step) return fmt::format("not known: no step time ({} a step)", thousands(report.tokens_per_step));
   if (!report.by_step)
     return fmt::format("not known: no batch size (a step takes {:.1f} ms)", report.step->seconds * 1e3);
-  return fmt::format("{} tok/s/GPU = {} {} / {:.1f} ms / {} GPUs; step time: {}", thousands(*report.by_step),
+  return fmt::format("{} tok/s/GPU = {} {} / {:.1f} ms / {}; step time: {}", thousands(*report.by_step),
                      thousands(report.tokens_per_step),
                      report.phase == ServingPhase::kDecode ? "running" : "new tokens", report.step->seconds * 1e3,
-                     report.num_gpus, report.step->how);
+                     count_of(report.num_gpus, "GPU"), report.step->how);
 }
 
 std::string counter_line(const ThroughputReport& report) {
   if (!report.by_counters) return "not known: no rate was read";
-  return fmt::format("{} tok/s/GPU = {} tok/s / {} GPUs", thousands(*report.by_counters),
-                     thousands(*report.tokens_per_s), report.num_gpus);
+  return fmt::format("{} tok/s/GPU = {} tok/s / {}", thousands(*report.by_counters), thousands(*report.tokens_per_s),
+                     count_of(report.num_gpus, "GPU"));
 }
 
 std::string difference_line(const ThroughputReport& report) {
@@ -106,7 +110,7 @@ json::Object to_json(const ThroughputReport& report) {
 std::string format_throughput(const std::vector<ThroughputReport>& reports) {
   std::string out;
   for (const ThroughputReport& report : reports) {
-    out += fmt::format("{} ({} ranks)\n", to_string(report.phase), report.num_ranks);
+    out += fmt::format("{} ({})\n", to_string(report.phase), count_of(report.num_ranks, "rank"));
     out += fmt::format("  by step      {}\n", step_line(report));
     out += fmt::format("  by counters  {}\n", counter_line(report));
     out += fmt::format("  difference   {}\n", difference_line(report));
