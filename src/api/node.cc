@@ -162,7 +162,10 @@ void figures_fields(Io& io, M& m) {
   field(io, m.last_gen_throughput);
   field(io, m.prompt_tokens_computed);
   field(io, m.handover_bytes);
-  field(io, m.handovers);
+  for (auto* value :
+       {&m.handovers, &m.decode_steps, &m.prefill_steps, &m.generated_tokens, &m.decode_step_us, &m.prefill_step_us}) {
+    field(io, *value);
+  }
   field(io, m.has_progress);
   field(io, m.draining);
   field(io, m.lost);
@@ -170,7 +173,7 @@ void figures_fields(Io& io, M& m) {
   field(io, m.asleep);
   field(io, m.held_for);
 }
-constexpr size_t kFiguresBytes = 2 * 8 + 6 * 4 + 8 * 8 + 8 + 3 * 8 + 3 + 4 + 1 + 4;
+constexpr size_t kFiguresBytes = 2 * 8 + 6 * 4 + 8 * 8 + 8 + 8 * 8 + 3 + 4 + 1 + 4;
 
 template <class Io, class List>
 void addresses(Io& io, List& values) {

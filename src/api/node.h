@@ -53,6 +53,7 @@ struct RankFigures {
   int64_t free_blocks = 0, leased_blocks = 0, cached_blocks = 0, total_blocks = 0;
   double last_gen_throughput = 0;
   uint64_t prompt_tokens_computed = 0, handover_bytes = 0, handovers = 0;
+  uint64_t decode_steps = 0, prefill_steps = 0, generated_tokens = 0, decode_step_us = 0, prefill_step_us = 0;
   bool has_progress = false, draining = false, lost = false;
   uint32_t sleep_ms = 0;
   bool asleep = false;

@@ -22,6 +22,7 @@ constexpr Command kCommands[] = {
     {"slow_down", run_slow_down, "make decode servers sleep before each step, so that requests collect"},
     {"model", run_model, "inspect a checkpoint: model show DIR"},
     {"experts", run_experts, "plan expert placements, show loads; record, stop, dump on running servers"},
+    {"throughput", run_throughput, "tokens/s/GPU from logs, traces or servers, and whether the figure is valid"},
 };
 
 void print_usage(std::FILE* out) {

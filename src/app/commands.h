@@ -22,5 +22,6 @@ int run_reproduce(Args args);
 int run_model(Args args);
 int run_experts(Args args);
 int run_slow_down(Args args);
+int run_throughput(Args args);
 
 }  // namespace tandem::app

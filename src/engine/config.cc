@@ -39,6 +39,11 @@ EngineSnapshot combine(std::span<const EngineSnapshot> ranks) {
     all.prompt_tokens_computed += rank.prompt_tokens_computed;
     all.handover_bytes += rank.handover_bytes;
     all.handovers += rank.handovers;
+    all.decode_steps += rank.decode_steps;
+    all.prefill_steps += rank.prefill_steps;
+    all.generated_tokens += rank.generated_tokens;
+    all.decode_step_us += rank.decode_step_us;
+    all.prefill_step_us += rank.prefill_step_us;
     all.draining = all.draining || rank.draining;
     all.lost = all.lost || rank.lost;
     all.sleep_ms = std::max(all.sleep_ms, rank.sleep_ms);

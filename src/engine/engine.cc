@@ -98,6 +98,7 @@ class RankEngine final : public Engine {
   parallel::ExchangeMode exchange_mode(const parallel::StepDecision& decision) const;
   void run_batch(const parallel::StepDecision& decision);
   void leave_batch();
+  void count_step(bool is_decode, int64_t tokens);
   void leave_group();
   void sweep();
   void publish();
@@ -112,9 +113,10 @@ class RankEngine final : public Engine {
   bool is_formed_ = false;  // batch_ is the next step's; its requests end after it
   bool vote_posted_ = false;
   bool draining_ = false;
-  bool leaving_ = false;  // run() was told to stop
-  bool left_ = false;     // and so was every other rank's
-  bool lost_ = false;     // a rank did not vote in time
+  bool leaving_ = false;    // run() was told to stop
+  bool left_ = false;       // and so was every other rank's
+  bool lost_ = false;       // a rank did not vote in time
+  TimePoint step_began_{};  // the last step's end, or when the batch at hand was formed; {}: there is nothing to run
   mutable std::mutex snapshot_mutex_;
   EngineSnapshot snapshot_;  // guarded by snapshot_mutex_
 };
@@ -179,6 +181,11 @@ void RankEngine::post_vote() {
   if (!is_formed_ && !pace_.is_asleep(now)) {
     with_worker([&](auto& worker) { worker.form(batch_, pace_.holds_decode()); });
     is_formed_ = true;
+  }
+  if (batch_.empty()) {
+    step_began_ = {};
+  } else if (step_began_ == TimePoint{}) {
+    step_began_ = now;
   }
   parallel::StepVote vote;
   vote.step = next_step_;
@@ -262,8 +269,23 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
   forward_steps_ += 1;
   if (experts) experts->step_done(decision.step);
   if (batch_.empty()) return;  // an idle step: another rank had tokens
+  const bool is_decode = batch_.kind() == parallel::StepKind::kDecode;
+  const int64_t tokens = is_decode ? int64_t(batch_.entries().size()) : int64_t(batch_.num_tokens());
   sampler_.run(core_.parts.kernels, batch_);
   with_worker([&](auto& worker) { worker.after_step(batch_, sampler_); });
+  count_step(is_decode, tokens);
+}
+
+// A step lasts from the end of the one before it, if there was work all along.
+void RankEngine::count_step(bool is_decode, int64_t tokens) {
+  const TimePoint now = core_.now();
+  const Duration lasted = now - step_began_;
+  step_began_ = now;
+  const auto us = uint64_t(std::chrono::duration_cast<std::chrono::microseconds>(lasted).count());
+  (is_decode ? core_.decode_step_us : core_.prefill_step_us) += us;
+  (is_decode ? core_.decode_steps : core_.prefill_steps) += 1;
+  if (is_decode) core_.generated_tokens += uint64_t(tokens);
+  core_.metrics.step_done(is_decode, seconds(lasted), tokens);
 }
 
 bool RankEngine::turn() {
@@ -318,6 +340,12 @@ void RankEngine::publish() {
   next.prompt_tokens_computed = core_.prompt_tokens_computed;
   next.handover_bytes = core_.handover_bytes;
   next.handovers = core_.handovers;
+  core_.metrics.show_handovers(core_.handovers, core_.handover_bytes);
+  next.decode_steps = core_.decode_steps;
+  next.prefill_steps = core_.prefill_steps;
+  next.generated_tokens = core_.generated_tokens;
+  next.decode_step_us = core_.decode_step_us;
+  next.prefill_step_us = core_.prefill_step_us;
   next.draining = draining_;
   next.lost = lost_;
   next.sleep_ms = pace_.sleep_ms();

@@ -120,6 +120,10 @@ struct EngineSnapshot {
   double last_gen_throughput = 0;
   uint64_t prompt_tokens_computed = 0;  // tokens that went through a prefill step here (decode in PD: stays 0)
   uint64_t handover_bytes = 0, handovers = 0;
+  // Batches of this rank's own by kind, the tokens of the decode ones, and the time that they took with everything
+  // between them while there was something to run; what tokens/s are worked out from.
+  uint64_t decode_steps = 0, prefill_steps = 0, generated_tokens = 0;
+  uint64_t decode_step_us = 0, prefill_step_us = 0;
   bool draining = false;
   bool lost = false;      // a rank of the group is gone: this one answers everything with an error
   uint32_t sleep_ms = 0;  // slow_down as it was ordered

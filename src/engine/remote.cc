@@ -28,6 +28,11 @@ EngineSnapshot to_snapshot(const api::RankFigures& f, TimePoint now) {
   s.prompt_tokens_computed = f.prompt_tokens_computed;
   s.handover_bytes = f.handover_bytes;
   s.handovers = f.handovers;
+  s.decode_steps = f.decode_steps;
+  s.prefill_steps = f.prefill_steps;
+  s.generated_tokens = f.generated_tokens;
+  s.decode_step_us = f.decode_step_us;
+  s.prefill_step_us = f.prefill_step_us;
   s.draining = f.draining;
   s.lost = f.lost;
   s.sleep_ms = f.sleep_ms;
@@ -60,6 +65,11 @@ api::RankFigures to_figures(const EngineSnapshot& s, TimePoint now) {
   f.prompt_tokens_computed = s.prompt_tokens_computed;
   f.handover_bytes = s.handover_bytes;
   f.handovers = s.handovers;
+  f.decode_steps = s.decode_steps;
+  f.prefill_steps = s.prefill_steps;
+  f.generated_tokens = s.generated_tokens;
+  f.decode_step_us = s.decode_step_us;
+  f.prefill_step_us = s.prefill_step_us;
   f.draining = s.draining;
   f.lost = s.lost;
   f.sleep_ms = s.sleep_ms;

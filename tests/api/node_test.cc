@@ -59,6 +59,7 @@ std::vector<NodeMessage> one_of_each() {
   RankFigures figures;
   figures.forward_steps = 5;
   figures.running = 3;
+  figures.decode_step_us = 77;
   figures.total_blocks = 44;
   figures.lost = true;
   figures.sleep_ms = 2000;

@@ -62,6 +62,24 @@ TEST(CombinedEngine, SecondRequestFindsThePromptInTheCache) {
   EXPECT_EQ(rig.engine->snapshot().prompt_tokens_computed, 40u + 4u);
 }
 
+TEST(CombinedEngine, StepsAreCountedByKindWithTheirTokensAndTime) {
+  Rig rig(small_config());
+  rig.submit(greedy_request(1, prompt_of(1, 20), 6));
+  rig.submit(greedy_request(2, prompt_of(2, 20), 6));
+  for (int i = 0; i < 100; ++i) {
+    rig.clock.advance(std::chrono::milliseconds(10));
+    rig.engine->turn();
+  }
+  const engine::EngineSnapshot seen = rig.engine->snapshot();
+  EXPECT_EQ(seen.generated_tokens, 2u * 5u) << "the first tokens come from prefill steps";
+  EXPECT_GE(seen.decode_steps, 5u);
+  EXPECT_GE(seen.prefill_steps, 1u);
+  EXPECT_EQ(seen.forward_steps, seen.decode_steps + seen.prefill_steps);
+  // A turn of 10 ms each, and the waiting behind the last step is no step.
+  EXPECT_LE(seen.decode_step_us + seen.prefill_step_us, 10'000u * seen.forward_steps);
+  EXPECT_GE(seen.decode_step_us + seen.prefill_step_us, 10'000u * (seen.forward_steps - 1));
+}
+
 TEST(CombinedEngine, FlushEmptiesTheCacheOnlyWhenNothingIsPending) {
   Rig rig(small_config());
   rig.submit(greedy_request(1, prompt_of(1, 30), 5));

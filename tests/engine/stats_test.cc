@@ -84,6 +84,10 @@ TEST(SchedulerMetrics, ServedHandoverShowsInSglangsNames) {
   EXPECT_EQ(value(decode, "sglang:max_total_num_tokens{"), 256);
   EXPECT_GT(value(decode, "sglang:kv_transfer_latency_ms{"), 0);
   EXPECT_EQ(value(prefill, "sglang:utilization{"), -1);
+  EXPECT_EQ(value(decode, "sglang:spec_accept_length{"), 0) << "there is no speculative decoding";
+  EXPECT_EQ(value(prefill, "tandem:handovers_total{"), 1);
+  EXPECT_EQ(value(decode, "tandem:handovers_total{"), 1);
+  EXPECT_EQ(value(decode, "tandem:handover_bytes_total{"), double(20 * pair.token_bytes()));
   EXPECT_EQ(value(prefill, "sglang:queue_time_seconds_count{"), 1);
   EXPECT_EQ(value(decode, "sglang:queue_time_seconds_count{"), 1);
   EXPECT_NE(decode.find("stage=\"decode_transferred\""), std::string::npos);

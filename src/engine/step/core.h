@@ -92,6 +92,7 @@ class Core {
   std::optional<scheduler::PrefixTree> tree;
   // Totals for the snapshot.
   uint64_t prompt_tokens_computed = 0, prompt_tokens_cached = 0, handover_bytes = 0, handovers = 0;
+  uint64_t decode_steps = 0, prefill_steps = 0, generated_tokens = 0, decode_step_us = 0, prefill_step_us = 0;
   double last_gen_throughput = 0;
 
  private:

@@ -94,6 +94,28 @@ SchedulerMetrics::SchedulerMetrics(profile::Metrics& metrics, const std::string&
     with_stage["stage"] = name;
     return metrics.histogram("sglang:per_stage_req_latency_seconds", "Time in each stage.", with_stage, kSecondsBounds);
   };
+  handovers_ = counter("tandem:handovers_total", "Requests whose KV went from prefill to decode.");
+  handover_bytes_ = counter("tandem:handover_bytes_total", "KV bytes of those: given on prefill, read on decode.");
+  // Of a server without speculative decoding these stay 0; dashboards ask for them.
+  gauge("sglang:spec_accept_length", "Tokens per request and verification.");
+  gauge("sglang:spec_accept_rate", "Share of drafted tokens that were accepted.");
+  const auto of_kind = [&](const char* kind) {
+    profile::Labels with_kind = labels;
+    with_kind["kind"] = kind;
+    return with_kind;
+  };
+  const auto step_seconds = [&](const char* kind) {
+    return metrics.histogram("tandem:step_seconds", "From a step's end to the next one's while there was work.",
+                             of_kind(kind), kSecondsBounds);
+  };
+  const auto step_tokens = [&](const char* kind) {
+    return metrics.counter("tandem:step_tokens_total", "Tokens drawn by decode steps, computed by prefill steps.",
+                           of_kind(kind));
+  };
+  decode_step_ = step_seconds("decode");
+  prefill_step_ = step_seconds("prefill");
+  decode_tokens_ = step_tokens("decode");
+  prefill_tokens_ = step_tokens("prefill");
   stage_bootstrap_ = stage("bootstrap");
   stage_prefill_ = stage("prefill_forward");
   stage_inflight_ = stage("prefill_transfer_kv_cache");
@@ -135,6 +157,16 @@ void SchedulerMetrics::observe_end(const scheduler::Lifecycle& life) {
 void SchedulerMetrics::show_pace(double sleep_seconds, int32_t held_for) {
   sleep_seconds_.set(sleep_seconds);
   held_for_.set(held_for);
+}
+
+void SchedulerMetrics::step_done(bool is_decode, double seconds, int64_t tokens) {
+  (is_decode ? decode_step_ : prefill_step_).observe(seconds);
+  (is_decode ? decode_tokens_ : prefill_tokens_).add(double(tokens));
+}
+
+void SchedulerMetrics::show_handovers(uint64_t handovers, uint64_t bytes) {
+  handovers_.add(double(handovers) - handovers_.value());
+  handover_bytes_.add(double(bytes) - handover_bytes_.value());
 }
 
 void SchedulerMetrics::handover_done(double gigabytes_per_s, double latency_ms) {

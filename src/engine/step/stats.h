@@ -54,10 +54,16 @@ class SchedulerMetrics {
   void handover_done(double gigabytes_per_s, double latency_ms);
   // sleep_seconds: before each step; held_for: requests that decode waits for. 0: full speed.
   void show_pace(double sleep_seconds, int32_t held_for);
+  // A batch of this rank's own ran. tokens: drawn by decode, computed by prefill.
+  void step_done(bool is_decode, double seconds, int64_t tokens);
+  // Totals since the start.
+  void show_handovers(uint64_t handovers, uint64_t bytes);
 
   profile::Counter bootstrap_failed, transfer_failed, digest_mismatches, retractions;
 
  private:
+  profile::Counter handovers_, handover_bytes_, decode_tokens_, prefill_tokens_;
+  profile::Histogram decode_step_, prefill_step_;
   profile::Gauge running_, used_tokens_, token_usage_, gen_throughput_, queued_, cache_hit_rate_, total_tokens_,
       retracted_, utilization_, new_token_ratio_, prefill_prealloc_, prefill_inflight_, decode_prealloc_,
       decode_transfer_, transfer_speed_, transfer_latency_, sleep_seconds_, held_for_;

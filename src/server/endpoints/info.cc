@@ -37,6 +37,11 @@ json::Object state_of(const ServerConfig& config, const engine::EngineSnapshot& 
   state["total_blocks"] = snapshot.total_blocks;
   state["forward_steps"] = snapshot.forward_steps;
   state["prompt_tokens_computed"] = snapshot.prompt_tokens_computed;
+  state["decode_steps"] = snapshot.decode_steps;
+  state["prefill_steps"] = snapshot.prefill_steps;
+  state["generated_tokens"] = snapshot.generated_tokens;
+  state["decode_step_us"] = snapshot.decode_step_us;
+  state["prefill_step_us"] = snapshot.prefill_step_us;
   state["handovers"] = snapshot.handovers;
   state["handover_bytes"] = snapshot.handover_bytes;
   const bool slowed = snapshot.sleep_ms > 0, held = snapshot.held_for > 0;
