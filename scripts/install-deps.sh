@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian 12 packages that building and testing need. Quick and silent when all of them are there.
+# Installs the Debian 12 packages that building and testing need, and those named as arguments. Quick and silent when all
+# of them are there.
 set -euo pipefail
 
 packages=(
@@ -7,6 +8,7 @@ packages=(
   libucx-dev libboost1.81-dev libboost-json1.81-dev libsimdjson-dev libcli11-dev libspdlog-dev libfmt-dev
   prometheus-cpp-dev libpcre2-dev libutf8proc-dev zlib1g-dev libgtest-dev libbenchmark-dev python3 curl
 )
+packages+=("$@")
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
   echo "install-deps: this is not a Debian system; install the counterparts of: ${packages[*]}" >&2

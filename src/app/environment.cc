@@ -43,6 +43,23 @@ struct Reader {
   }
 };
 
+std::optional<std::string> first_set(const char* name, const char* other = nullptr) {
+  if (const char* value = std::getenv(name)) return value;
+  if (const char* value = other != nullptr ? std::getenv(other) : nullptr) return value;
+  return std::nullopt;
+}
+
+SlurmVariables read_slurm() {
+  SlurmVariables slurm;
+  slurm.node_id = first_set("SLURM_NODEID");
+  slurm.num_nodes = first_set("SLURM_STEP_NUM_NODES", "SLURM_NNODES");
+  slurm.num_tasks = first_set("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS");
+  slurm.node_list = first_set("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST");
+  slurm.job_id = first_set("SLURM_JOB_ID");
+  slurm.step_id = first_set("SLURM_STEP_ID");
+  return slurm;
+}
+
 }  // namespace
 
 Result<Environment> read_environment() {
@@ -60,6 +77,7 @@ Result<Environment> read_environment() {
   env.log_forward_iters = reader.flag("LOG_FORWARD_ITERS");
   env.recorder_directory = reader.text("EXPERT_DISTRIBUTION_RECORDER_DIR").value_or("/tmp");
   if (const char* secret = std::getenv("TANDEM_KV_SECRET")) env.kv_secret = secret;
+  env.slurm = read_slurm();
   if (reader.fault) return *reader.fault;
   return env;
 }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "app/slurm.h"
 #include "base/result.h"
 
 namespace tandem::app {
@@ -24,6 +25,7 @@ struct Environment {
   bool log_forward_iters = false;                       // SGLANG_LOG_FORWARD_ITERS
   std::string recorder_directory = "/tmp";              // SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR
   std::string kv_secret;                                // TANDEM_KV_SECRET: peers of the KV port must present it
+  SlurmVariables slurm;                                 // for --slurm
   std::vector<std::string> warnings;
 };
 

@@ -38,7 +38,8 @@ constexpr std::string_view kOfOneNode[] = {"api_key",
                                            "disaggregation_bootstrap_port",
                                            "disaggregation_ib_device",
                                            "enable_metrics_for_all_schedulers",
-                                           "load_watch_interval"};
+                                           "load_watch_interval",
+                                           "slurm"};
 
 const char* isa_name(const ResolvedConfig& config) {
   if (config.backend == kernels::Backend::kRef) return "ref";

@@ -7,6 +7,7 @@
 #include "app/embedded_model.h"
 #include "app/resolve_experts.h"
 #include "app/server_flags.h"
+#include "app/slurm.h"
 #include "model/model.h"
 
 namespace tandem::app {
@@ -406,6 +407,10 @@ ResolveOutcome resolve(FlagValues flags, Environment environment) {
   outcome.config.flags = std::move(flags);
   outcome.config.environment = std::move(environment);
   Resolver resolver{outcome.config, outcome.faults};
+  if (outcome.config.flags.enabled("slurm")) {
+    const Status applied = apply_slurm(outcome.config.environment.slurm, outcome.config.flags);
+    if (!applied) resolver.fault("{}", applied.error().message);
+  }
   resolver.check_ranges();
   if (!outcome.faults.empty()) return outcome;  // derived values of wrong numbers would only add noise
   resolver.resolve_model();

@@ -86,6 +86,8 @@ constexpr Flag kFlags[] = {
     {"--nnodes", kInt, "1", nullptr, kWorks, "nodes of the server, one process each"},
     {"--node-rank", kInt, "0", nullptr, kWorks, "this node"},
     {"--dist-init-addr,--nccl-init-addr", kString, nullptr, nullptr, kWorks, "host:port where nodes meet"},
+    {"--slurm", kSwitch, nullptr, nullptr, kWorks,
+     "take --nnodes, --node-rank and --dist-init-addr from srun's step; listen on all addresses"},
     {"--base-gpu-id", kInt, "0", nullptr, kHarmless, "no GPU in this build"},
     {"--gpu-id-step", kInt, "1", nullptr, kHarmless, "no GPU in this build"},
     {"--enable-dp-attention", kSwitch, nullptr, nullptr, kWorks, "data-parallel attention (off at dp-size 1)"},

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The measurement of the recipe: record, load, slow decode down until it is full, let go, profile, dump.
+cd "$(dirname "$0")" && source ./lib.sh
+./z.record.sh start
+./6.benchmark.sh >"$RUN_DIR/logs/benchmark.log" 2>&1 &
+benchmark=$!
+./7.slow_down.sh start
+sleep "$SATURATE_S"
+./7.slow_down.sh stop
+sleep "$SETTLE_S"
+./9.profile.sh
+./z.record.sh dump
+wait "$benchmark"
