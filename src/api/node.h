@@ -15,7 +15,7 @@
 
 namespace tandem::api {
 
-inline constexpr uint16_t kNodeMessageVersion = 1;
+inline constexpr uint16_t kNodeMessageVersion = 2;
 
 // Node 0 to the node of the rank. rank: of the whole group.
 struct NodeSubmit {
@@ -62,15 +62,21 @@ struct NodeFigures {
 // Each node to node 0, once its model is there; node 0 answers all with NodeGo.
 struct NodeLoaded {
   uint64_t model_fingerprint = 0;
-  std::vector<RankAddress> kv_ports;  // of its ranks; prefill servers only
+  std::vector<RankAddress> kv_ports;      // of its ranks; prefill servers only
+  std::vector<RankAddress> expert_ports;  // of its ranks, where their experts may be read; empty: nowhere
 };
 struct NodeGo {
   std::vector<RankAddress> kv_ports;  // of all ranks
+  std::vector<RankAddress> expert_ports;
 };
 struct NodeStop {};       // node 0: end; its ranks leave with all others
 struct NodeWantsStop {};  // to node 0: somebody asked this node to end
+// Between the balancers of two nodes: an api::NodeExpertMessage, encoded.
+struct NodeExperts {
+  std::string bytes;
+};
 using NodeMessage = std::variant<NodeSubmit, NodeCancel, NodeFlush, NodeDrain, NodeFlushed, NodeEvent, NodeFigures,
-                                 NodeLoaded, NodeGo, NodeStop, NodeWantsStop>;
+                                 NodeLoaded, NodeGo, NodeStop, NodeWantsStop, NodeExperts>;
 
 std::string encode_node_message(const NodeMessage& message);
 // Errors: kInvalidInput for another version; kCorrupt for everything else that is not exactly one message.
