@@ -81,7 +81,7 @@ struct BalancerParts {
   PlanFn plan;                         // empty: by config.algorithm
   CopyFn copy;                         // empty: memcpy
   NodeLinks nodes;                     // of one node: nothing to set
-  std::shared_ptr<SlabReads> reads;    // with several nodes, where there are spare places. Only this holds it
+  std::shared_ptr<SlabReads> reads;    // with several nodes. Shared only because this header does not know it
 };
 
 // What the world may know, copied under a lock.

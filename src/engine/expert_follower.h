@@ -16,6 +16,7 @@
 #include "api/node_experts.h"
 #include "base/queue.h"
 #include "engine/expert_balancer.h"
+#include "engine/slab_reads.h"
 
 namespace tandem::engine {
 
@@ -25,9 +26,9 @@ class ExpertFollower {
     const Clock* clock = nullptr;
     std::vector<ExpertPort*> ports;  // of this node's ranks, in rank order; outlive the follower
     int32_t first_rank = 0;
-    experts::ExpertPlacement placement;                        // what all ranks were loaded with
-    CopyFn copy;                                               // empty: memcpy
-    std::unique_ptr<SlabReads> reads;                          // null: without spare places nothing is moved
+    experts::ExpertPlacement placement;  // what all ranks were loaded with
+    CopyFn copy;                         // empty: memcpy
+    std::unique_ptr<SlabReads> reads;
     std::function<PushResult(const std::string& bytes)> send;  // an encoded message to node 0
   };
   // config: the same as the balancer's.
@@ -69,7 +70,7 @@ class ExpertFollower {
   ExpertRecording taken_;                         // of a recording, what node 0 has still to ask for
   std::optional<api::NodeExpertPlan> next_plan_;  // begins when the mover is idle
   uint64_t plan_ = 0;                             // in work, or the last
-  api::NodeExpertProgress told_;
+  api::NodeExpertProgress told_;                  // node 0
   TimePoint told_at_{};
 };
 

@@ -12,6 +12,7 @@
 #include "engine/experts/node_values.h"
 #include "engine/experts/other_nodes.h"
 #include "experts/files.h"
+#include "experts/placement_hash.h"
 #include "experts/repair.h"
 
 namespace tandem::engine {
@@ -282,7 +283,7 @@ Result<RebalanceReply> ExpertBalancer::start_plan(const std::string& algorithm, 
   api::NodeExpertPlan message = plan_message(*plan);
   message.plan = now_.plans + 1;
   message.base_version = mover_->version();
-  message.base_digest = placement_digest(current);
+  message.base_digest = placement_hash(current);
   reply.moves = mover_->begin(*plan);
   if (nodes_ && mover_->is_busy()) nodes_->begin_plan(message, begin);
   is_cut_short_ = false;
@@ -325,7 +326,7 @@ bool ExpertBalancer::advance() {
 // A version is staged when every node has copied it, so that none can fail any more when one has staged it.
 void ExpertBalancer::settle_version() {
   const uint32_t version = mover_->working_on();
-  const uint64_t digest = mover_->is_copied() ? placement_digest(mover_->pending()) : 0;
+  const uint64_t digest = mover_->is_copied() ? placement_hash(mover_->pending()) : 0;
   const Result<bool> copied = nodes_->has_copied(version, digest, parts_.clock->now(), config_.progress_deadline);
   if (!copied) {
     mover_->give_up();

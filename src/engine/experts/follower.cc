@@ -9,6 +9,7 @@
 #include "engine/experts/mover.h"
 #include "engine/experts/node_values.h"
 #include "engine/slab_reads.h"
+#include "experts/placement_hash.h"
 
 namespace tandem::engine {
 namespace {
@@ -24,6 +25,7 @@ constexpr size_t kMaxPartBytes = size_t(4) << 20;  // of a recording, in one ans
 ExpertFollower::ExpertFollower(const ExpertBalancerConfig& config, Parts parts)
     : config_(config), parts_(std::move(parts)), inbox_(kMaxMessages) {
   CHECK(!parts_.ports.empty());
+  CHECK(parts_.reads != nullptr);
   CHECK(validate(parts_.placement, config_.topology).has_value());
   mover_ = std::make_unique<ExpertMover>(
       config_, ExpertMover::Parts{parts_.ports, parts_.first_rank, parts_.placement, parts_.copy, parts_.reads.get()});
@@ -61,7 +63,7 @@ bool ExpertFollower::tick() {
     more = true;
   }
   collect();
-  if (parts_.reads) more = parts_.reads->poll(parts_.clock->now()) || more;
+  more = parts_.reads->poll(parts_.clock->now()) || more;
   if (next_plan_ && !mover_->is_busy()) begin();
   return advance() || more;
 }
@@ -124,8 +126,8 @@ void ExpertFollower::begin() {
 }
 
 Status ExpertFollower::begin_plan(const api::NodeExpertPlan& plan) {
-  if (!parts_.reads) return invalid_input("no spare slots were reserved at start");
-  const uint64_t digest = placement_digest(mover_->placement());
+  if (parts_.ports[0]->slots().shape().num_spares == 0) return invalid_input("no spare slots were reserved at start");
+  const uint64_t digest = placement_hash(mover_->placement());
   if (plan.base_version != mover_->version() || plan.base_digest != digest) {
     return invalid_input(
         fmt::format("the plan changes version {} with digest {:016x}, here serves version {} with {:016x}",
@@ -174,7 +176,7 @@ void ExpertFollower::report(bool at_once) {
   told_.plan = plan_;
   told_.version = mover_->working_on();
   told_.copied = mover_->is_copied();
-  told_.digest = told_.copied ? placement_digest(mover_->pending()) : 0;
+  told_.digest = told_.copied ? placement_hash(mover_->pending()) : 0;
   told_.moves = mover_->moves_done();
   told_.bytes = mover_->bytes_moved();
   tell(told_);

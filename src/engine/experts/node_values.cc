@@ -5,20 +5,13 @@
 #include <algorithm>
 #include <map>
 
-namespace tandem::engine {
+#include "experts/placement_hash.h"
 
-// FNV-1a over the layers' hashes.
-uint64_t placement_digest(const experts::ExpertPlacement& placement) {
-  uint64_t digest = 0xcbf29ce484222325;
-  for (int32_t layer = 0; layer < placement.num_layers; ++layer) {
-    digest = (digest ^ layer_hash(placement, layer)) * 0x100000001b3;
-  }
-  return digest;
-}
+namespace tandem::engine {
 
 api::NodeExpertPlan plan_message(const experts::ExpertPlacement& target) {
   api::NodeExpertPlan plan;
-  plan.digest = placement_digest(target);
+  plan.digest = placement_hash(target);
   plan.num_layers = target.num_layers;
   plan.num_logical = target.num_logical;
   plan.num_slots = target.num_slots;
@@ -37,7 +30,7 @@ Result<experts::ExpertPlacement> read_plan(const api::NodeExpertPlan& plan, cons
   }
   experts::ExpertPlacement target{plan.num_layers, plan.num_logical, plan.num_slots, plan.logical_of_slot, plan.share};
   RETURN_IF_ERROR(validate(target, topology));
-  const uint64_t digest = placement_digest(target);
+  const uint64_t digest = placement_hash(target);
   if (digest != plan.digest) {
     return corrupt(fmt::format("the plan has digest {:016x}, it came as {:016x}", digest, plan.digest));
   }

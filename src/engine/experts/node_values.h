@@ -10,9 +10,6 @@
 
 namespace tandem::engine {
 
-// For nodes to compare what they hold. REQUIRES a valid placement.
-uint64_t placement_digest(const experts::ExpertPlacement& placement);
-
 // plan and base are the caller's to fill.
 api::NodeExpertPlan plan_message(const experts::ExpertPlacement& target);
 // kInvalidInput or kCorrupt where it is no placement of this model and topology, or its digest is another's.
