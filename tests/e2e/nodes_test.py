@@ -4,6 +4,7 @@ moved while it serves, a node that dies, nodes that do not fit together or do no
 import http.client
 import os
 import pathlib
+import signal
 import subprocess
 import tempfile
 import threading
@@ -289,6 +290,23 @@ class LossTest(Case):
             self.assertIn("node 1", reason["message"])
         self.assertEqual(first.child.wait(LOST_DEADLINE_S), 1)
         self.assertIn("node 1 (127.0.0.1) was lost", first.log())
+
+
+class FrozenTest(Case):
+    """SIGSTOP of a node: its connections stand, nothing comes any more."""
+
+    @classmethod
+    def make(cls):
+        return Nodes("frozen", 2)
+
+    def test_a_frozen_node_is_named_within_fifteen_seconds(self):
+        first, other = self.deployment.servers
+        os.kill(other.child.pid, signal.SIGSTOP)
+        try:
+            self.assertEqual(first.child.wait(25), 1)
+            self.assertIn("node 1 (127.0.0.1) was lost: nothing was heard of it for 12 s", first.log())
+        finally:
+            os.kill(other.child.pid, signal.SIGCONT)
 
 
 class StartTest(harness.unittest.TestCase):
