@@ -189,7 +189,7 @@ class ExpertsTest(Case):
         )
         self.assertEqual(shown.returncode, 0, shown.stderr)
         rows = [line.split() for line in shown.stdout.splitlines()]
-        pairs = {int(row[1].replace(",", "")) for row in rows if len(row) == 6 and row[0].isdigit()}
+        pairs = {int(row[1].replace(",", "")) for row in rows if len(row) == 5 and row[0].isdigit()}
         self.assertEqual(len(pairs), 1, shown.stdout)
         return pairs.pop()
 
