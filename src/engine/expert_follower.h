@@ -30,6 +30,7 @@ class ExpertFollower {
     CopyFn copy;                         // empty: memcpy
     std::unique_ptr<SlabReads> reads;
     std::function<PushResult(const std::string& bytes)> send;  // an encoded message to node 0
+    size_t answer_bytes = size_t(4) << 20;                     // of a recording, in one answer
   };
   // config: the same as the balancer's.
   ExpertFollower(const ExpertBalancerConfig& config, Parts parts);

@@ -245,11 +245,15 @@ class PairOfGroups:
 
 
 class LossTest(Case):
-    """kill -9 of a node under load."""
+    """kill -9 of a node under load, while experts move between the nodes: the owner that a reader dies under lives on."""
 
     @classmethod
     def make(cls):
-        return Nodes("lost", 4)
+        return Nodes(
+            "lost", 4,
+            *("--ep-num-redundant-experts", 8, "--enable-eplb", "--enable-eplb-rebalance-async"),
+            *("--eplb-rebalance-num-iterations", 10, "--eplb-algorithm", "deepseek", "--eplb-bytes-per-step", 65536),
+        )
 
     def test_every_client_hears_health_turns_red_and_node_0_names_the_node(self):
         first, other = self.deployment.servers

@@ -86,6 +86,7 @@ class Rig {
     ExpertFollower::Parts parts;
     parts.clock = &clock;
     parts.first_rank = kRanksPerNode;
+    parts.answer_bytes = 4096;
     parts.placement = start;
     for (int32_t rank = kRanksPerNode; rank < kTopology.num_ranks; ++rank) {
       parts.ports.push_back(ports[size_t(rank)].get());
@@ -255,6 +256,7 @@ TEST(NodeFailure, ACorruptedByteIsRefusedByItsDigestAndTheOldPlacementServes) {
 TEST(NodeFailure, F2_AFailedReadLeavesBothNodesWithTheSameConsistentPlacement) {
   engine::ExpertBalancerConfig config;
   config.layers_per_version = 1;
+  int32_t failures = 0;
   for (const size_t reader : {0, 3}) {
     for (int32_t after = 0; after < 40; after += 3) {
       Rig rig(config);
@@ -269,6 +271,7 @@ TEST(NodeFailure, F2_AFailedReadLeavesBothNodesWithTheSameConsistentPlacement) {
       const BalancerView view = rig.balancer->view();
       rig.expect_consistent(view.placement);
       if (view.failed > 0) {
+        failures += 1;
         EXPECT_NE(view.last_error.find("could not be read"), std::string::npos) << view.last_error;
       }
       rig.fabric->fail_reads(rig.addresses[reader], 0);
@@ -277,6 +280,7 @@ TEST(NodeFailure, F2_AFailedReadLeavesBothNodesWithTheSameConsistentPlacement) {
       if (HasFatalFailure() || HasNonfatalFailure()) return;
     }
   }
+  EXPECT_GT(failures, 4);
 }
 
 TEST(NodeFailure, AnOwnerThatIsLostInTheMiddleOfAMoveIsAClearErrorAndNoHang) {
@@ -396,7 +400,7 @@ TEST(NodeCounting, C3_ADumpIsBitForBitThatOfOneProcess) {
   for (const int32_t num_nodes : {1, 2}) {
     engine::ExpertBalancerConfig config;
     config.dump_directory = ::testing::TempDir() + "tandem_node_dump_" + std::to_string(num_nodes);
-    config.recorder_steps = 30000;  // several parts on the way
+    config.recorder_steps = 300;  // several parts on the way
     std::filesystem::remove_all(config.dump_directory);
     Rig rig(config, num_nodes);
     bool started = false;
@@ -404,7 +408,7 @@ TEST(NodeCounting, C3_ADumpIsBitForBitThatOfOneProcess) {
     for (int i = 0; i < 10; ++i) rig.tick();
     ASSERT_TRUE(started);
     std::mt19937 random(5);
-    for (int32_t step = 0; step < 60000; ++step) {
+    for (int32_t step = 0; step < 600; ++step) {
       for (const auto& port : rig.ports) port->counts()[kExperts + int32_t(random() % (2 * kExperts))] += 3;
       rig.step();
     }
@@ -412,7 +416,7 @@ TEST(NodeCounting, C3_ADumpIsBitForBitThatOfOneProcess) {
     ASSERT_TRUE(path) << path.error().message;
     files.push_back(contents(*path));
   }
-  EXPECT_GT(files[0].size(), 2u << 20);
+  EXPECT_GT(files[0].size(), 300u * 96);
   EXPECT_TRUE(files[0] == files[1]);
 }
 

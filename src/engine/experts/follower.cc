@@ -18,7 +18,6 @@ constexpr size_t kMaxMessages = 1024;
 constexpr Duration kIdleWait = std::chrono::milliseconds(20);
 constexpr Duration kBusyWait = std::chrono::milliseconds(1);
 constexpr Duration kReportInterval = std::chrono::milliseconds(200);
-constexpr size_t kMaxPartBytes = size_t(4) << 20;  // of a recording, in one answer
 
 }  // namespace
 
@@ -111,7 +110,7 @@ void ExpertFollower::take(api::NodeExpertAsk& ask) {
       for (ExpertPort* port : parts_.ports) recordings.push_back(port->take_recording());
       taken_ = sum_recordings(recordings, cells);
     }
-    move_steps(taken_, cells, kMaxPartBytes, answer);
+    move_steps(taken_, cells, parts_.answer_bytes, answer);
   }
   tell(answer);
 }
