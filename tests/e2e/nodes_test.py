@@ -245,7 +245,7 @@ class PairOfGroups:
 
 
 class LossTest(Case):
-    """kill -9 of a node under load, while experts move between the nodes: the owner that a reader dies under lives on."""
+    """kill -9 of a node under load, while experts move between nodes: an owner whose reader dies lives on."""
 
     @classmethod
     def make(cls):
