@@ -8,8 +8,9 @@
 namespace tandem::api {
 namespace {
 
-constexpr size_t kMaxText = size_t(1) << 24;  // stop texts may be long
-constexpr size_t kMaxList = UINT32_MAX;       // bounded by the bytes that are there
+constexpr size_t kMaxText = size_t(1) << 24;          // stop texts may be long
+constexpr size_t kMaxExpertBytes = size_t(48) << 20;  // what a record of the link has room for
+constexpr size_t kMaxList = UINT32_MAX;               // bounded by the bytes that are there
 
 // One list of fields per value for both directions: Io is ByteWriter or ByteReader, the value const or not.
 template <class Io, class T>
@@ -214,6 +215,7 @@ void message_fields(Io& io, M& m) {
   } else if constexpr (is<M, NodeLoaded>) {
     field(io, m.model_fingerprint);
     addresses(io, m.kv_ports);
+    addresses(io, m.expert_ports);
   } else if constexpr (is<M, NodeGo>) {
     addresses(io, m.kv_ports);
   } else if constexpr (is<M, NodeSlowDown>) {
@@ -224,6 +226,9 @@ void message_fields(Io& io, M& m) {
     field(io, m.version);
     field(io, m.running_requests);
     field(io, m.timeout_ms);
+    addresses(io, m.expert_ports);
+  } else if constexpr (is<M, NodeExperts>) {
+    io.text(m.bytes, kMaxExpertBytes);
   }
 }
 

@@ -66,10 +66,12 @@ struct NodeFigures {
 // Each node to node 0, once its model is there; node 0 answers all with NodeGo.
 struct NodeLoaded {
   uint64_t model_fingerprint = 0;
-  std::vector<RankAddress> kv_ports;  // of its ranks; prefill servers only
+  std::vector<RankAddress> kv_ports;      // of its ranks; prefill servers only
+  std::vector<RankAddress> expert_ports;  // of its ranks, where their experts may be read; empty: nowhere
 };
 struct NodeGo {
   std::vector<RankAddress> kv_ports;  // of all ranks
+  std::vector<RankAddress> expert_ports;
 };
 struct NodeStop {};       // node 0: end; its ranks leave with all others
 struct NodeWantsStop {};  // to node 0: somebody asked this node to end
@@ -84,9 +86,14 @@ struct NodeHold {  // engine::HoldCommand
   int32_t running_requests = 0;
   uint32_t timeout_ms = 0;
 };
+// Between the balancers of two nodes: an api::NodeExpertMessage, encoded.
+struct NodeExperts {
+  std::string bytes;
+};
 // A message's number on the wire is its place here, from 1.
 using NodeMessage = std::variant<NodeSubmit, NodeCancel, NodeFlush, NodeDrain, NodeFlushed, NodeEvent, NodeFigures,
-                                 NodeLoaded, NodeGo, NodeStop, NodeWantsStop, NodeSlowDown, NodeHold>;
+                                 NodeLoaded, NodeGo, NodeStop, NodeWantsStop, NodeSlowDown, NodeHold,
+                                 NodeExperts>;
 
 std::string encode_node_message(const NodeMessage& message);
 // Errors: kInvalidInput for another version; kCorrupt for everything else that is not exactly one message.

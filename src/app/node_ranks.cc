@@ -8,8 +8,10 @@
 #include "app/machine.h"
 #include "app/rank_link.h"
 #include "base/log.h"
+#include "engine/expert_follower.h"
 #include "engine/expert_port.h"
 #include "engine/group.h"
+#include "engine/slab_reads.h"
 #include "kernels/sample.h"
 #include "kv/transfer_thread.h"
 #include "model/model.h"
@@ -72,6 +74,7 @@ class NodeRanksImpl final : public NodeRanks {
   engine::ExpertBalancer* experts() override { return balancer_.get(); }
   void start() override {
     if (balancer_) balancer_thread_ = std::jthread([this](std::stop_token stop) { balancer_->run(stop); });
+    if (follower_) balancer_thread_ = std::jthread([this](std::stop_token stop) { follower_->run(stop); });
     for (const auto& rank : ranks_) {
       rank->thread = std::jthread([&engine = *rank->engine](std::stop_token stop) { engine.run(stop); });
     }
@@ -92,16 +95,22 @@ class NodeRanksImpl final : public NodeRanks {
   std::string announced_host() const;
   Status build_engines();
   Status build_engine(size_t index, std::unique_ptr<parallel::Communicator> communicator);
+  bool moves_between_nodes() const;
+  Status open_expert_ports();
   void build_balancer();
+  void build_follower();
 
   const ResolvedConfig& config_;
   const MemoryPlan plan_;
   const Parts parts_;
-  std::vector<api::RankAddress> addresses_;  // prefill
-  engine::EngineGroup group_;                // the ranks' engines call it to their end
-  std::unique_ptr<RankLink> link_;           // null: the only node
+  std::vector<api::RankAddress> addresses_;         // prefill
+  std::vector<api::RankAddress> expert_addresses_;  // several nodes with spare places
+  engine::EngineGroup group_;                       // the ranks' engines call it to their end
+  std::unique_ptr<RankLink> link_;                  // null: the only node
   std::vector<std::unique_ptr<RankParts>> ranks_;
-  std::unique_ptr<engine::ExpertBalancer> balancer_;
+  std::vector<std::unique_ptr<kv::KvTransfer>> expert_transfers_;  // until the balancer or follower has them
+  std::unique_ptr<engine::ExpertBalancer> balancer_;               // node 0
+  std::unique_ptr<engine::ExpertFollower> follower_;               // the other nodes
   std::jthread balancer_thread_;
 };
 
@@ -118,13 +127,21 @@ Status NodeRanksImpl::build() {
   if (link_) link_->start();
   RETURN_IF_ERROR(load());
   if (pd()) RETURN_IF_ERROR(open_kv_ports());
+  if (moves_between_nodes()) RETURN_IF_ERROR(open_expert_ports());
   if (link_) {
     const Duration patience = std::chrono::seconds(config_.flags.integer("dist_timeout"));
-    ASSIGN_OR_RETURN(addresses_, link_->all_loaded(ranks_[0]->model->fingerprint(), std::move(addresses_), patience));
+    api::NodeLoaded own{ranks_[0]->model->fingerprint(), std::move(addresses_), std::move(expert_addresses_)};
+    ASSIGN_OR_RETURN(api::NodeGo all, link_->all_loaded(std::move(own), patience));
+    addresses_ = std::move(all.kv_ports);
+    expert_addresses_ = std::move(all.expert_ports);
   }
   if (addresses_.size() < 2) addresses_.clear();
   RETURN_IF_ERROR(build_engines());
-  build_balancer();
+  if (config_.node_rank == 0) {
+    build_balancer();
+  } else {
+    build_follower();
+  }
   if (!link_) return Ok{};
   std::vector<engine::EngineDoor*> engines;
   for (const auto& rank : ranks_) engines.push_back(rank->engine.get());
@@ -183,7 +200,7 @@ Status NodeRanksImpl::load() {
     RankParts& rank = *ranks_.emplace_back(std::make_unique<RankParts>(kTransferQueue));
     rank.model = std::move(model);
     rank.cache.emplace(device::Device::kCpu, layout());
-    if (model::ExpertSlots* slots = config_.num_nodes == 1 ? rank.model->expert_slots() : nullptr) {
+    if (model::ExpertSlots* slots = rank.model->expert_slots()) {
       rank.experts =
           std::make_unique<engine::ExpertPort>(config_.model.num_layers, config_.model.num_routed_experts, *slots);
     }
@@ -285,6 +302,27 @@ Status NodeRanksImpl::build_engine(size_t index, std::unique_ptr<parallel::Commu
   return Ok{};
 }
 
+bool NodeRanksImpl::moves_between_nodes() const {
+  return link_ != nullptr && ranks_[0]->experts && ranks_[0]->experts->slots().shape().num_spares > 0;
+}
+
+// Where the ranks of other nodes read this node's experts.
+Status NodeRanksImpl::open_expert_ports() {
+  for (const auto& rank : ranks_) {
+    kv::TransferOptions options;
+    options.host = parts_.nodes->own_host();
+    options.listen = true;
+    options.epoch = config_.engine.epoch;
+    options.secret = config_.environment.kv_secret;
+    ASSIGN_OR_RETURN(auto transfer, kv::make_ucx_transfer(options, rank->experts->slots().slab()));
+    const std::string address = transfer->address();
+    const auto port = uint16_t(std::stoi(address.substr(address.rfind(':') + 1)));
+    expert_addresses_.push_back({options.host, port});
+    expert_transfers_.push_back(std::move(transfer));
+  }
+  return Ok{};
+}
+
 void NodeRanksImpl::build_balancer() {
   if (!ranks_[0]->experts) return;
   engine::BalancerParts parts;
@@ -292,7 +330,31 @@ void NodeRanksImpl::build_balancer() {
   parts.metrics = parts_.metrics;
   for (const auto& rank : ranks_) parts.ports.push_back(rank->experts.get());
   parts.placement = config_.experts.placement;
+  if (link_) {
+    parts.nodes.num_nodes = config_.num_nodes;
+    parts.nodes.send = [this](int32_t node, const std::string& bytes) { return link_->send_experts(node, bytes); };
+    parts.nodes.name = [this](int32_t node) { return link_->node_name(node); };
+    parts.reads = std::make_shared<engine::SlabReads>(
+        engine::SlabReads::Parts{std::move(expert_transfers_), first_rank(), expert_addresses_});
+  }
   balancer_ = std::make_unique<engine::ExpertBalancer>(*config_.balancer, std::move(parts));
+  if (!link_) return;
+  link_->on_experts([this](int32_t node, const std::string& bytes) { return balancer_->on_message(node, bytes); },
+                    [this](const std::string& reason) { balancer_->on_lost(reason); });
+}
+
+void NodeRanksImpl::build_follower() {
+  if (!ranks_[0]->experts) return;
+  engine::ExpertFollower::Parts parts;
+  parts.clock = parts_.clock;
+  for (const auto& rank : ranks_) parts.ports.push_back(rank->experts.get());
+  parts.first_rank = first_rank();
+  parts.placement = config_.experts.placement;
+  parts.send = [this](const std::string& bytes) { return link_->send_experts(0, bytes); };
+  parts.reads = std::make_unique<engine::SlabReads>(
+      engine::SlabReads::Parts{std::move(expert_transfers_), first_rank(), expert_addresses_});
+  follower_ = std::make_unique<engine::ExpertFollower>(*config_.balancer, std::move(parts));
+  link_->on_experts([this](int32_t, const std::string& bytes) { return follower_->on_message(bytes); }, {});
 }
 
 }  // namespace

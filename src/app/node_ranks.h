@@ -33,7 +33,7 @@ class NodeRanks {
   virtual ~NodeRanks() = default;
 
   virtual engine::EngineDoor& door() = 0;         // on node 0 all ranks of the server, on others this node's
-  virtual engine::ExpertBalancer* experts() = 0;  // null: no routed experts, or several nodes
+  virtual engine::ExpertBalancer* experts() = 0;  // null: no routed experts, or another node than 0
   virtual void start() = 0;                       // the engine threads, and the balancer's
 
   // Why the server cannot go on: a rank or node is lost. Nothing: it can.

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "app/signals.h"
+#include "experts/placement_hash.h"
 
 namespace tandem::app {
 namespace {
@@ -63,6 +64,11 @@ std::vector<parallel::AgreedValue> agreed_settings(const ResolvedConfig& config)
     agreed.push_back({"--" + field, json::dump(value)});
   }
   std::sort(agreed.begin() + 1, agreed.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  // A placement may come from a file, which may differ where its path does not.
+  if (config.experts.placement.num_layers > 0) {
+    agreed.push_back(
+        {"the expert placement (hash)", fmt::format("{:016x}", experts::placement_hash(config.experts.placement))});
+  }
   // Logits are the same on all nodes only where the kernels are.
   agreed.push_back({"--cpu-isa", isa_name(config)});
   agreed.push_back(

@@ -70,10 +70,8 @@ Result<RankLink::Arrival> RankLink::next(TimePoint deadline, const std::function
   }
 }
 
-Result<std::vector<api::RankAddress>> RankLink::all_loaded(uint64_t fingerprint, std::vector<api::RankAddress> ports,
-                                                           Duration patience) {
+Result<api::NodeGo> RankLink::all_loaded(api::NodeLoaded own, Duration patience) {
   const TimePoint deadline = clock_.now() + patience;
-  api::NodeLoaded own{fingerprint, std::move(ports)};
   if (is_first()) return gather(std::move(own), deadline);
   if (send_to_first()(own) != PushResult::kPushed) return peer_lost(lost().value_or("node 0 was lost"));
   ASSIGN_OR_RETURN(Arrival arrival, next(deadline, [&] {
@@ -81,11 +79,14 @@ Result<std::vector<api::RankAddress>> RankLink::all_loaded(uint64_t fingerprint,
                                         nodes_->node_name(0), seconds(patience));
                    }));
   auto* go = std::get_if<api::NodeGo>(&arrival.message);
-  if (go == nullptr) return corrupt("node 0 sent something else than the start");
-  return std::move(go->kv_ports);
+  const bool is_whole =
+      go != nullptr &&
+      (own.expert_ports.empty() ? go->expert_ports.empty() : go->expert_ports.size() == size_t(nodes_->num_ranks()));
+  if (!is_whole) return corrupt("node 0 sent something else than the start");
+  return std::move(*go);
 }
 
-Result<std::vector<api::RankAddress>> RankLink::gather(api::NodeLoaded own, TimePoint deadline) {
+Result<api::NodeGo> RankLink::gather(api::NodeLoaded own, TimePoint deadline) {
   const auto num_nodes = size_t(nodes_->num_nodes());
   std::vector<std::optional<api::NodeLoaded>> loaded(num_nodes);
   loaded[0] = std::move(own);
@@ -96,12 +97,12 @@ Result<std::vector<api::RankAddress>> RankLink::gather(api::NodeLoaded own, Time
     }
     return fmt::format("the model is loaded here, but not in time on {}", names);
   };
-  std::vector<api::RankAddress> ports;
   for (size_t i = 1; i < num_nodes; ++i) {
     ASSIGN_OR_RETURN(Arrival arrival, next(deadline, missing));
     auto* came = std::get_if<api::NodeLoaded>(&arrival.message);
-    if (came == nullptr || came->kv_ports.size() != loaded[0]->kv_ports.size()) {
-      return corrupt(fmt::format("{} sent something else than its KV ports", nodes_->node_name(arrival.node)));
+    if (came == nullptr || came->kv_ports.size() != loaded[0]->kv_ports.size() ||
+        came->expert_ports.size() != loaded[0]->expert_ports.size()) {
+      return corrupt(fmt::format("{} sent something else than its ports", nodes_->node_name(arrival.node)));
     }
     if (came->model_fingerprint != loaded[0]->model_fingerprint) {
       const Error differs = invalid_input(
@@ -112,12 +113,25 @@ Result<std::vector<api::RankAddress>> RankLink::gather(api::NodeLoaded own, Time
     }
     loaded[size_t(arrival.node)] = std::move(*came);
   }
+  api::NodeGo go;
   for (const auto& node : loaded) {
     if (!node) return corrupt("a node said twice that it is loaded");
-    ports.insert(ports.end(), node->kv_ports.begin(), node->kv_ports.end());
+    go.kv_ports.insert(go.kv_ports.end(), node->kv_ports.begin(), node->kv_ports.end());
+    go.expert_ports.insert(go.expert_ports.end(), node->expert_ports.begin(), node->expert_ports.end());
   }
-  for (size_t node = 1; node < num_nodes; ++node) static_cast<void>(send_to(int32_t(node))(api::NodeGo{ports}));
-  return ports;
+  for (size_t node = 1; node < num_nodes; ++node) static_cast<void>(send_to(int32_t(node))(go));
+  return go;
+}
+
+void RankLink::on_experts(std::function<Status(int32_t, const std::string&)> take,
+                          std::function<void(const std::string&)> lost) {
+  take_experts_ = std::move(take);
+  experts_lost_ = std::move(lost);
+  has_experts_ = true;
+}
+
+PushResult RankLink::send_experts(int32_t node, const std::string& bytes) {
+  return nodes_->send(node, api::encode_node_message(api::NodeExperts{bytes}));
 }
 
 Status RankLink::open(std::vector<engine::EngineDoor*> engines, Duration patience) {
@@ -156,6 +170,10 @@ Status RankLink::take(int32_t node, api::NodeMessage message) {
   if (std::holds_alternative<api::NodeStop>(message) || std::holds_alternative<api::NodeWantsStop>(message)) {
     wants_stop_ = true;
     return Ok{};
+  }
+  if (const auto* experts = std::get_if<api::NodeExperts>(&message)) {
+    if (!has_experts_.load()) return corrupt("a message about experts before there are any");
+    return take_experts_(node, experts->bytes);
   }
   if (is_first()) return take_from_rank_node(node, message);
   engine::RankHost* host = open_host_.load();
@@ -202,6 +220,7 @@ void RankLink::on_tick() {
 
 void RankLink::fail_remotes(const std::string& reason) {
   for (const auto& remote : remotes_) remote->fail(reason);
+  if (has_experts_.load() && experts_lost_) experts_lost_(reason);
 }
 
 void RankLink::ask_to_stop() { static_cast<void>(send_to_first()(api::NodeWantsStop{})); }

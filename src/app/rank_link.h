@@ -22,16 +22,21 @@ class RankLink {
   RankLink(std::shared_ptr<parallel::NodeGroup> nodes, const Clock& clock, std::function<void(api::EngineEvent)> sink);
 
   void start();  // the link's thread
-  // This node's model and KV ports are there: waits until those of all nodes are, and gives all ranks' ports in order.
+  // This node's model and ports are there: waits until those of all nodes are, and gives all ranks' ports in order.
   // Errors: kTimeout naming who is missing, kInvalidInput where weights differ, kPeerLost.
-  Result<std::vector<api::RankAddress>> all_loaded(uint64_t fingerprint, std::vector<api::RankAddress> ports,
-                                                   Duration patience);
+  Result<api::NodeGo> all_loaded(api::NodeLoaded own, Duration patience);
   // This node's engines take commands from now on; node 0 waits until those of all nodes do.
   Status open(std::vector<engine::EngineDoor*> engines, Duration patience);
   // On node 0: the ranks of the other nodes, in order.
   std::vector<engine::EngineDoor*> remote_ranks();
   // On other nodes: where the events of a rank go.
   std::function<void(api::EngineEvent)> sink(uint32_t rank) const;
+
+  // What other nodes say of experts, and that the group has ended; on the link's thread. Before open().
+  void on_experts(std::function<Status(int32_t node, const std::string& bytes)> take,
+                  std::function<void(const std::string& reason)> lost);
+  PushResult send_experts(int32_t node, const std::string& bytes);
+  std::string node_name(int32_t node) const { return nodes_->node_name(node); }
 
   std::optional<std::string> lost() const;
   bool wants_stop() const { return wants_stop_.load(); }
@@ -48,7 +53,7 @@ class RankLink {
   bool is_first() const { return nodes_->node_rank() == 0; }
   int32_t ranks_per_node() const { return nodes_->num_ranks() / nodes_->num_nodes(); }
   Result<Arrival> next(TimePoint deadline, const std::function<std::string()>& missing);
-  Result<std::vector<api::RankAddress>> gather(api::NodeLoaded own, TimePoint deadline);
+  Result<api::NodeGo> gather(api::NodeLoaded own, TimePoint deadline);
   void on_message(int32_t node, const std::string& bytes);
   Status take(int32_t node, api::NodeMessage message);
   Status take_from_rank_node(int32_t node, api::NodeMessage& message);
@@ -64,7 +69,10 @@ class RankLink {
   std::vector<std::atomic<bool>> has_figures_;                // node 0; by node: its engines take commands
   std::unique_ptr<engine::RankHost> host_;                    // other nodes
   std::atomic<engine::RankHost*> open_host_{nullptr};         // set once host_ is complete
-  BoundedQueue<Arrival> arrivals_{4096};                      // what all_loaded() waits for
+  std::function<Status(int32_t, const std::string&)> take_experts_;
+  std::function<void(const std::string&)> experts_lost_;
+  std::atomic<bool> has_experts_{false};  // set once these two are there
+  BoundedQueue<Arrival> arrivals_{4096};  // what all_loaded() waits for
   std::atomic<bool> wants_stop_{false};
 };
 

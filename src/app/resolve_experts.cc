@@ -49,12 +49,6 @@ void resolve_expert_balancing(ResolvedConfig& config, std::vector<std::string>& 
   if (mode == "per_pass" || mode == "per_token") {
     config.refusals.push_back("--expert-distribution-recorder-mode " + mode);
   }
-  // Moves read a neighbour's slots by pointer, and hits are summed in one process.
-  const std::string apart = fmt::format(" with --nnodes {}", config.num_nodes);
-  if (config.num_nodes > 1 && periodic) config.refusals.push_back("--enable-eplb" + apart);
-  if (config.num_nodes > 1 && flags.has("expert_distribution_recorder_mode")) {
-    config.refusals.push_back("--expert-distribution-recorder-mode" + apart);
-  }
   balancer.topology = config.experts.topology;
   balancer.dispatch = config.experts.dispatch;
   balancer.num_groups = config.model.gate.num_groups;

@@ -1,7 +1,8 @@
-// ExpertBalancer: counts, plans and moves experts of one process's ranks while they serve. Its thread turns tick(); the
-// ranks' engines never wait for it. A plan is carried out in versions: the experts of a few layers are copied into
-// spare places at a bounded rate, each copy is compared by digest, and the layers' tables change on all ranks before
-// the same step, as the step vote says. Whatever fails before a version is staged leaves the placement as it is.
+// ExpertBalancer: counts, plans and moves experts of a server's ranks while they serve. Its thread turns tick(); the
+// ranks' engines never wait for it. It lives on node 0; each other node has an ExpertFollower, which it asks and
+// orders. A plan is carried out in versions: the experts of a few layers are copied into spare places at a bounded
+// rate, each copy is compared by digest, and the layers' tables change on all ranks before the same step, as the step
+// vote says. Whatever fails before a version is staged leaves the placement as it is.
 //
 //   idle --due or asked--> planned --> [copying --> staged --all ranks applied--> next version]... --> idle
 //                              \________ failed: the rest of the plan is dropped, back off ________/
@@ -16,9 +17,11 @@
 #include <span>
 #include <stop_token>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
+#include "api/node_experts.h"
 #include "base/clock.h"
 #include "base/queue.h"
 #include "base/result.h"
@@ -59,13 +62,26 @@ using PlanFn = std::function<Result<experts::ExpertPlacement>(const PlanRequest&
 // Copies bytes of one expert from rank to rank. A test may put a failing one in its place.
 using CopyFn = std::function<Status(std::span<const std::byte> from, std::span<std::byte> to)>;
 
+// The other nodes of the server, each with an ExpertFollower.
+struct NodeLinks {
+  int32_t num_nodes = 1;  // with node 0
+  // An encoded api::NodeExpertMessage. Ordered per node.
+  std::function<PushResult(int32_t node, const std::string& bytes)> send;
+  std::function<std::string(int32_t node)> name;
+  Duration answer_deadline = std::chrono::seconds(10);  // of a question to a node
+};
+
+class SlabReads;
+
 struct BalancerParts {
   const Clock* clock = nullptr;
   profile::Metrics* metrics = nullptr;
-  std::vector<ExpertPort*> ports;      // one per rank, in rank order; outlive the balancer
+  std::vector<ExpertPort*> ports;      // one per rank of this node, in rank order; outlive the balancer
   experts::ExpertPlacement placement;  // what the ranks were loaded with
   PlanFn plan;                         // empty: by config.algorithm
   CopyFn copy;                         // empty: memcpy
+  NodeLinks nodes;                     // of one node: nothing to set
+  std::shared_ptr<SlabReads> reads;    // with several nodes. Shared only because this header does not know it
 };
 
 // What the world may know, copied under a lock.
@@ -95,6 +111,8 @@ struct RebalanceReply {
 };
 
 class ExpertMover;
+class OtherNodes;
+struct CopyPace;
 struct BalancerMetrics;
 
 class ExpertBalancer {
@@ -111,6 +129,10 @@ class ExpertBalancer {
   // of a plan, as --init-expert-location has it; "" for none.
   void rebalance(std::string algorithm, std::string placement, std::function<void(Result<RebalanceReply>)> done);
   BalancerView view() const;
+  // Any thread, with several nodes: what an ExpertFollower sent (an error: that is no message of it), and that the
+  // group has ended, after which nobody waits for it.
+  Status on_message(int32_t node, std::string_view bytes);
+  void on_lost(const std::string& reason);
 
   // One round of bounded work. Returns whether there is more to do at once.
   bool tick();
@@ -136,15 +158,22 @@ class ExpertBalancer {
   void serve(StopRecording& request);
   void serve(DumpRecording& request);
   void serve(Rebalance& request);
+  // To the other nodes, then here; done: with what became of it.
+  void ask_all(api::NodeExpertAsk::What what, int64_t amount, std::function<void()> here,
+               std::function<void(Status)> done);
+  // Counts of all nodes up to now, then `then`.
+  void with_counts(std::function<void(Status)> then);
+  void look();
   void collect();
-  void grant(int64_t new_steps);
   bool is_due() const;
+  void start_due();
   Result<RebalanceReply> start_plan(const std::string& algorithm, const experts::ExpertPlacement* given);
   Result<experts::ExpertPlacement> make_plan(const std::string& algorithm);
   Result<experts::ExpertPlacement> read_placement(const std::string& text) const;
   bool advance();
+  void settle_version();
   void fail(const std::string& reason);
-  Result<std::string> write_dump();
+  Result<std::string> write_dump(std::vector<ExpertRecording> others);
   void publish();
 
   const ExpertBalancerConfig config_;
@@ -153,10 +182,14 @@ class ExpertBalancer {
   BoundedQueue<Request> requests_;
   // The balancer's thread.
   std::unique_ptr<ExpertMover> mover_;
+  std::unique_ptr<OtherNodes> nodes_;  // null: the only node
+  std::unique_ptr<CopyPace> pace_;
   experts::ExpertLoad window_;  // counts since the last plan
   int64_t window_steps_ = 0;
-  int64_t allowance_ = 0;  // bytes that may be copied now
-  int32_t backoff_ = 0;    // doublings of steps_between after failures
+  bool is_gathering_ = false;                // counts for a plan that is due
+  bool is_cut_short_ = false;                // what is staged of a plan that was given up
+  int64_t moves_told_ = 0, bytes_told_ = 0;  // to the metrics
+  int32_t backoff_ = 0;                      // doublings of steps_between after failures
   BalancerFigures now_;
   uint32_t shown_version_ = 0;  // whose placement is in view_
   TimePoint looked_at_{}, started_at_{};

@@ -13,8 +13,9 @@ ExpertSlots::ExpertSlots(Shape shape, const ExpertWeights& form)
     : shape_(std::move(shape)), place_bytes_(form.gate_up.bytes() + form.down.bytes()) {
   const size_t in_use = shape_.expert_layers.size() * size_t(shape_.slots_per_rank);
   const size_t places = in_use + size_t(shape_.num_spares);
-  slab_ = device::Buffer(device::Device::kCpu, places * place_bytes_);
-  digests_.resize(places, 0);
+  CHECK(place_bytes_ % sizeof(uint64_t) == 0);
+  slab_ = device::Buffer(device::Device::kCpu, places * (place_bytes_ + sizeof(uint64_t)));
+  digests_ = reinterpret_cast<uint64_t*>(static_cast<std::byte*>(slab_.data()) + places * place_bytes_);
   for (size_t i = 0; i < places; ++i) {
     std::byte* at = place(int32_t(i)).data();
     weights_.push_back({form.gate_up.like(at), form.down.like(at + form.gate_up.bytes())});
@@ -40,7 +41,7 @@ Status ExpertSlots::fill(int32_t place, const ExpertWeights& expert) {
   const std::span<std::byte> to = this->place(place);
   expert.gate_up.copy_to(to.data());
   expert.down.copy_to(to.data() + expert.gate_up.bytes());
-  digests_[size_t(place)] = device::digest(to);
+  digests_[place] = device::digest(to);
   return Ok{};
 }
 

@@ -47,8 +47,13 @@ class ExpertSlots {
 
   std::span<std::byte> place(int32_t place) const;
   // Of the bytes that were put there with fill(), or set by whoever copied them.
-  uint64_t digest(int32_t place) const { return digests_[size_t(place)]; }
-  void set_digest(int32_t place, uint64_t digest) { digests_[size_t(place)] = digest; }
+  uint64_t digest(int32_t place) const { return digests_[place]; }
+  void set_digest(int32_t place, uint64_t digest) { digests_[place] = digest; }
+  // All places and, behind them, their digests: the same offsets on every rank, so that other nodes can read both.
+  std::span<std::byte> slab() const { return {static_cast<std::byte*>(slab_.data()), slab_.bytes()}; }
+  int64_t place_bytes() const { return int64_t(place_bytes_); }
+  int64_t place_offset(int32_t place) const { return place * int64_t(place_bytes_); }
+  int64_t digest_offset(int32_t place) const { return place_offset(num_places()) + place * int64_t(sizeof(uint64_t)); }
   // Copies a packed expert into a place and notes its digest. kInvalidInput where its form is another.
   Status fill(int32_t place, const kernels::ExpertWeights& expert);
 
@@ -64,7 +69,7 @@ class ExpertSlots {
   size_t place_bytes_ = 0;
   device::Buffer slab_;
   std::vector<kernels::ExpertWeights> weights_;       // by place
-  std::vector<uint64_t> digests_;                     // by place
+  uint64_t* digests_ = nullptr;                       // by place; the end of the slab
   std::vector<LayerExperts> layers_;                  // by model layer; empty for dense ones
   std::vector<const kernels::ExpertWeights*> table_;  // [num_layers, slots_per_rank]
 };

@@ -32,6 +32,7 @@ struct MeetingOptions {
   std::string host;  // where node 0 listens
   uint16_t port = 0;
   Duration timeout = std::chrono::seconds(300);  // for all nodes to be there and connected
+  Duration silence = std::chrono::seconds(12);   // of a node's link, after which the node is lost
   std::string version;                           // of the program
   std::vector<AgreedValue> agreed;               // the same names in the same order on all nodes
   std::vector<int64_t> limits;                   // of these every node gets the least of all nodes

@@ -71,12 +71,13 @@ std::vector<NodeMessage> one_of_each() {
           NodeFlushed{1, 99, true},
           NodeEvent{3, full_event()},
           NodeFigures{{figures, RankFigures{}}},
-          NodeLoaded{0xfeed, {{"a", 1}, {"", 2}}},
-          NodeGo{{{"b", 3}}},
+          NodeLoaded{0xfeed, {{"a", 1}, {"", 2}}, {{"e", 5}}},
+          NodeGo{{{"b", 3}}, {{"f", 4}}},
           NodeStop{},
           NodeWantsStop{},
           NodeSlowDown{2, 180000},
-          NodeHold{3, 255, 64, 300000}};
+          NodeHold{3, 255, 64, 300000},
+          NodeExperts{"what balancers say"}};
 }
 
 // What is read is written again to the same bytes, so no field is lost on either way.

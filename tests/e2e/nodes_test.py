@@ -1,7 +1,12 @@
-"""Servers of several nodes, all on this machine: same tokens as one rank, prefill and decode apart, a node that dies,
-nodes that do not fit together or do not come."""
+"""Servers of several nodes, all on this machine: same tokens as one rank, prefill and decode apart, experts counted and
+moved while it serves, a node that dies, nodes that do not fit together or do not come."""
 
 import http.client
+import os
+import pathlib
+import signal
+import subprocess
+import tempfile
 import threading
 import time
 
@@ -124,6 +129,76 @@ class CombinedTest(Case):
         self.assertEqual([answer.status for answer in answers], [200])
 
 
+class ExpertsTest(Case):
+    """Two nodes of two ranks that rebalance all the time, beside a server of one rank."""
+
+    @classmethod
+    def make(cls):
+        cls.records = tempfile.TemporaryDirectory(prefix="tandem-records-")
+        os.environ["SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR"] = cls.records.name
+        nodes = Nodes(
+            "experts", 4,
+            *("--ep-num-redundant-experts", 8, "--enable-eplb", "--enable-eplb-rebalance-async"),
+            *("--eplb-rebalance-num-iterations", 30, "--eplb-algorithm", "deepseek"),
+        )
+        nodes.single = Server("experts-single", "launch_server", free_port(), *FLAGS)
+        nodes.servers.append(nodes.single)
+        return nodes
+
+    @classmethod
+    def tearDownClass(cls):
+        super().tearDownClass()
+        cls.records.cleanup()
+
+    def placement(self):
+        return request(self.port, "GET", "/expert_placement").json()
+
+    def batch(self, server):
+        body = {"input_ids": [p["ids"] for p in PROMPTS] * 2, "sampling_params": greedy(48, ignore_eos=True)}
+        answer = request(server.port, "POST", "/generate", body)
+        self.assertEqual(answer.status, 200, answer)
+        return [item["output_ids"] for item in answer.json()]
+
+    def test_tokens_stay_the_same_while_experts_move_between_nodes_and_a_record_holds_all_hits(self):
+        expected = self.batch(self.deployment.single)
+        self.assertEqual(request(self.port, "POST", "/start_expert_distribution_record").status, 200)
+        end = time.monotonic() + 90
+        batches = 0
+        while (self.placement()["epoch"] < 4 or batches < 3) and time.monotonic() < end:
+            self.assertEqual(self.batch(self.deployment.front), expected)
+            batches += 1
+        placement = self.placement()
+        self.assertGreaterEqual(placement["epoch"], 4, placement)
+        self.assertEqual(placement["failed"], 0, placement)
+        self.assertGreater(placement["experts_moved"], 0)
+        self.assertGreater(self.dumped_pairs(), 0)
+        # Hits of the other node's ranks alone.
+        body = {"input_ids": PROMPTS[0]["ids"], "sampling_params": greedy(8, ignore_eos=True), "data_parallel_rank": 3}
+        self.assertEqual(request(self.port, "POST", "/generate", body).status, 200)
+        self.assertGreater(self.dumped_pairs(), 0)
+        self.assertEqual(request(self.port, "POST", "/stop_expert_distribution_record").status, 200)
+
+    def dumped_pairs(self):
+        """The (token, expert) pairs of each layer of a dump made now, which are the same in all layers."""
+        before = set(pathlib.Path(self.records.name).iterdir())
+        answer = request(self.port, "POST", "/dump_expert_distribution_record")
+        self.assertEqual(answer.status, 200, answer)
+        (file,) = set(pathlib.Path(self.records.name).iterdir()) - before
+        shown = subprocess.run(
+            [harness.binary(), "experts", "show", file], capture_output=True, text=True, timeout=60, check=False
+        )
+        self.assertEqual(shown.returncode, 0, shown.stderr)
+        rows = [line.split() for line in shown.stdout.splitlines()]
+        pairs = {int(row[1].replace(",", "")) for row in rows if len(row) == 5 and row[0].isdigit()}
+        self.assertEqual(len(pairs), 1, shown.stdout)
+        return pairs.pop()
+
+    def test_a_placement_can_be_asked_for_and_a_wrong_one_is_refused(self):
+        answer = request(self.port, "POST", "/rebalance", {"placement": {"physical_to_logical_map": [[0]]}})
+        self.assertEqual(answer.status, 400, answer)
+        self.assertEqual(request(self.deployment.servers[1].port, "GET", "/expert_placement").status, 404)
+
+
 class PairTest(Case):
     """Prefill and decode apart, two nodes each, behind the router."""
 
@@ -170,11 +245,15 @@ class PairOfGroups:
 
 
 class LossTest(Case):
-    """kill -9 of a node under load."""
+    """kill -9 of a node under load, while experts move between nodes: an owner whose reader dies lives on."""
 
     @classmethod
     def make(cls):
-        return Nodes("lost", 4)
+        return Nodes(
+            "lost", 4,
+            *("--ep-num-redundant-experts", 8, "--enable-eplb", "--enable-eplb-rebalance-async"),
+            *("--eplb-rebalance-num-iterations", 10, "--eplb-algorithm", "deepseek", "--eplb-bytes-per-step", 65536),
+        )
 
     def test_every_client_hears_health_turns_red_and_node_0_names_the_node(self):
         first, other = self.deployment.servers
@@ -215,6 +294,23 @@ class LossTest(Case):
             self.assertIn("node 1", reason["message"])
         self.assertEqual(first.child.wait(LOST_DEADLINE_S), 1)
         self.assertIn("node 1 (127.0.0.1) was lost", first.log())
+
+
+class FrozenTest(Case):
+    """SIGSTOP of a node: its connections stand, nothing comes any more."""
+
+    @classmethod
+    def make(cls):
+        return Nodes("frozen", 2)
+
+    def test_a_frozen_node_is_named_within_fifteen_seconds(self):
+        first, other = self.deployment.servers
+        os.kill(other.child.pid, signal.SIGSTOP)
+        try:
+            self.assertEqual(first.child.wait(25), 1)
+            self.assertIn("node 1 (127.0.0.1) was lost: nothing was heard of it for 12 s", first.log())
+        finally:
+            os.kill(other.child.pid, signal.SIGCONT)
 
 
 class StartTest(harness.unittest.TestCase):

@@ -12,6 +12,7 @@
 
 #include "device/digest.h"
 #include "experts/files.h"
+#include "tests/engine/expert_rig.h"
 
 namespace tandem::testing {
 namespace {
@@ -21,50 +22,6 @@ using engine::ExpertBalancer;
 using engine::ExpertPort;
 using engine::RebalanceReply;
 using experts::ExpertPlacement;
-
-constexpr int32_t kLayers = 3, kExperts = 8, kSpares = 2;
-constexpr int64_t kHidden = 16, kWidth = 16;
-const experts::EpTopology kTopology{2, 4, 3};  // layer 0 is dense
-
-// An expert whose every weight says which it is.
-kernels::ExpertWeights make_expert(int32_t layer, int32_t expert) {
-  const std::vector<float> values(size_t(2 * kWidth * kHidden), float(layer * 100 + expert));
-  const auto pack = [&](int64_t rows, int64_t cols) {
-    kernels::RawWeight raw;
-    raw.data = values.data();
-    raw.rows = rows;
-    raw.cols = raw.row_stride = cols;
-    return kernels::pack(kernels::Backend::kRef, kernels::Isa::kAvx2, {raw});
-  };
-  return {pack(2 * kWidth, kHidden), pack(kHidden, kWidth)};
-}
-
-std::unique_ptr<model::ExpertSlots> make_slots(const ExpertPlacement& placement, int32_t rank) {
-  auto slots = std::make_unique<model::ExpertSlots>(
-      model::ExpertSlots::Shape{{1, 2}, kLayers, kTopology.slots_per_rank, kSpares}, make_expert(0, 0));
-  for (const int32_t layer : {1, 2}) {
-    const std::span<const int32_t> row = placement.layer(layer);
-    for (int32_t s = 0; s < kTopology.slots_per_rank; ++s) {
-      const int32_t expert = row[size_t(rank * kTopology.slots_per_rank + s)];
-      EXPECT_TRUE(slots->fill(slots->layer(layer).place_of_slot[size_t(s)], make_expert(layer, expert)));
-    }
-    slots->set_placement(layer, {row.begin(), row.end()},
-                         build_dispatch(placement, kTopology, layer, rank, experts::DispatchAlgorithm::kStatic));
-  }
-  return slots;
-}
-
-// Every expert once, the rest at random; the dense layer stays trivial.
-ExpertPlacement random_placement(uint32_t seed) {
-  ExpertPlacement placement = experts::trivial_placement(kLayers, kExperts, kTopology.num_slots());
-  std::mt19937 random(seed);
-  for (const int32_t layer : {1, 2}) {
-    const auto begin = placement.logical_of_slot.begin() + layer * kTopology.num_slots();
-    for (int32_t slot = kExperts; slot < kTopology.num_slots(); ++slot) begin[slot] = int32_t(random() % kExperts);
-    std::shuffle(begin, begin + kTopology.num_slots(), random);
-  }
-  return placement;
-}
 
 class Rig {
  public:
@@ -132,26 +89,7 @@ class Rig {
   // W1, M1: each slot's bytes are its expert's, the kernels' table points there, and no place is used twice.
   void expect_consistent(const ExpertPlacement& wanted) const {
     EXPECT_EQ(balancer->view().placement.logical_of_slot, wanted.logical_of_slot);
-    for (int32_t rank = 0; rank < kTopology.num_ranks; ++rank) {
-      const model::ExpertSlots& mine = *slots[size_t(rank)];
-      std::set<int32_t> used;
-      for (const int32_t layer : {1, 2}) {
-        const std::span<const int32_t> row = wanted.layer(layer);
-        EXPECT_EQ(mine.layer(layer).logical_of_slot, std::vector<int32_t>(row.begin(), row.end()));
-        for (int32_t s = 0; s < kTopology.slots_per_rank; ++s) {
-          const int32_t place = mine.layer(layer).place_of_slot[size_t(s)];
-          EXPECT_TRUE(used.insert(place).second) << "place " << place << " is used twice";
-          const kernels::ExpertWeights expert = make_expert(layer, row[size_t(rank * kTopology.slots_per_rank + s)]);
-          std::vector<std::byte> bytes(mine.place(place).size() + 64);
-          auto* at = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(bytes.data()) + 63) / 64 * 64);
-          expert.gate_up.copy_to(at);
-          expert.down.copy_to(at + expert.gate_up.bytes());
-          EXPECT_EQ(std::memcmp(at, mine.place(place).data(), mine.place(place).size()), 0);
-          EXPECT_EQ(mine.digest(place), device::digest(mine.place(place)));
-        }
-      }
-      EXPECT_EQ(mine.num_places() - int32_t(used.size()), kSpares);  // W5: staging never grows
-    }
+    for (int32_t rank = 0; rank < kTopology.num_ranks; ++rank) expect_holds(*slots[size_t(rank)], wanted, rank);
   }
 
   ManualClock clock;

@@ -7,6 +7,8 @@
 #include <thread>
 
 #include "tests/model/model_runner.h"
+#include "tests/parallel/node_rig.h"
+#include "transport/transport.h"
 
 namespace tandem::model::testing {
 namespace {
@@ -19,6 +21,7 @@ struct RankSetup {
   experts::DispatchAlgorithm dispatch = experts::DispatchAlgorithm::kStatic;
   parallel::ExchangeMode mode = parallel::ExchangeMode::kNormal;
   bool two_batches = false;
+  int32_t num_nodes = 1;  // more: rows travel over UCX between halves of the ranks
 };
 
 // Every expert once, the other slots at random.
@@ -41,13 +44,15 @@ class Group {
     options_.num_threads = 1;
     if (!kernels::cpu_supports(kernels::Isa::kAvx2)) options_.backend = kernels::Backend::kRef;
     LoadOptions load = load_options(options_);
-    load.experts.topology = {1, setup.num_ranks, setup.slots_per_rank};
+    load.experts.topology = {setup.num_nodes, setup.num_ranks, setup.slots_per_rank};
     load.experts.dispatch = setup.dispatch;
     load.experts.max_low_latency_tokens = 64;
     load.experts.two_batches = setup.two_batches;
     if (setup.shuffled) load.experts.placement = shuffled_placement(load.experts.topology);
     const auto config = load_config(options_.directory, "");
-    auto exchanges = parallel::make_local_exchanges(exchange_shape(*config, load), std::chrono::seconds(60), 0);
+    const parallel::ExchangeShape shape = exchange_shape(*config, load);
+    auto exchanges = setup.num_nodes == 1 ? parallel::make_local_exchanges(shape, std::chrono::seconds(60), 0)
+                                          : exchanges_between_nodes(shape);
     std::vector<RankOptions> ranks;
     for (auto& exchange : exchanges) {
       RankOptions& rank = ranks.emplace_back();
@@ -76,6 +81,24 @@ class Group {
   static constexpr int32_t kDecodeSteps = 4;
   static constexpr int32_t kSteps = 24;
 
+  std::vector<std::unique_ptr<parallel::ExpertExchange>> exchanges_between_nodes(const parallel::ExchangeShape& shape) {
+    std::vector<parallel::MeetingOptions> options;
+    const auto context = transport::Context::create({});
+    const uint16_t port = *(*transport::Worker::create(**context))->listen("127.0.0.1", 0);
+    for (int32_t node = 0; node < setup_.num_nodes; ++node) {
+      options.push_back(parallel::meeting_options(setup_.num_nodes, node, setup_.num_ranks / setup_.num_nodes, port));
+    }
+    std::vector<std::unique_ptr<parallel::ExpertExchange>> all;
+    for (parallel::MeetResult& met : parallel::meet_all(options, clock_)) {
+      CHECK(met.has_value());
+      auto ranks = (*met)->exchanges(shape, std::chrono::seconds(60), 0);
+      CHECK(ranks.has_value());
+      for (auto& rank : *ranks) all.push_back(std::move(rank));
+      nodes_.push_back(std::move(*met));
+    }
+    return all;
+  }
+
   void run_rank(size_t rank, const std::vector<std::vector<int32_t>>& prompts,
                 std::vector<std::vector<float>>& logits) {
     Runner runner(*models_[rank], options_);
@@ -98,6 +121,7 @@ class Group {
   const RankSetup setup_;
   const SystemClock clock_;
   RunnerOptions options_;
+  std::vector<std::shared_ptr<parallel::NodeGroup>> nodes_;  // outlive the exchanges
   std::vector<std::unique_ptr<Model>> models_;
 };
 
@@ -126,11 +150,12 @@ TEST(Ranks, LogitsAreThoseOfOneRank) {
       {3, 12, true, kDynamic, kNormal},
       {2, 16, false, kStatic, kNormal, true},
       {4, 10, true, kWeighted, kLowLatency, true},
-
+      {4, 10, true, kStatic, kNormal, true, 2},
+      {4, 10, true, kWeighted, kLowLatency, true, 2},
   };
   for (const RankSetup& setup : setups) {
-    EXPECT_EQ(Group(setup).run(prompts), alone)
-        << setup.num_ranks << " ranks of " << setup.slots_per_rank << " slots, " << to_string(setup.dispatch);
+    EXPECT_EQ(Group(setup).run(prompts), alone) << setup.num_ranks << " ranks on " << setup.num_nodes << " nodes, of "
+                                                << setup.slots_per_rank << " slots, " << to_string(setup.dispatch);
   }
 }
 

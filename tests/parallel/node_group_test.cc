@@ -180,6 +180,35 @@ TEST(NodeGroup, ALostNodeIsNamedAtOnceByEveryRankAndByTheLink) {
   EXPECT_LT(kClock.now() - begin, seconds(20));
 }
 
+// As SIGSTOP: its connections stand, but its link's thread does nothing.
+TEST(NodeGroup, ANodeThatStandsStillIsNamedWithinTheSilenceWhateverItsRanksDo) {
+  std::vector<MeetingOptions> options;
+  const uint16_t port = free_port();
+  for (int32_t node = 0; node < 2; ++node) {
+    options.push_back(meeting_options(2, node, 1, port));
+    options.back().silence = milliseconds(1200);
+  }
+  std::vector<MeetResult> groups = meet_all(options, kClock);
+  ASSERT_TRUE(groups[0] && groups[1]);
+  std::atomic<bool> is_frozen = false;
+  BoundedQueue<bool> thaw(1), nothing(1);
+  LinkHandlers frozen;
+  frozen.on_tick = [&] {
+    if (is_frozen.load()) thaw.pop(seconds(60));
+  };
+  (*groups[0])->start({});
+  (*groups[1])->start(frozen);
+  nothing.pop(milliseconds(2500));  // no rank says anything: no loss
+  EXPECT_EQ((*groups[0])->failure(), nullptr);
+  is_frozen = true;
+  const TimePoint begin = kClock.now();
+  while ((*groups[0])->failure() == nullptr && kClock.now() - begin < seconds(30)) nothing.pop(milliseconds(10));
+  ASSERT_NE((*groups[0])->failure(), nullptr);
+  EXPECT_NE((*groups[0])->failure()->message.find("node 1 (127.0.0.1) was lost: nothing was heard"), std::string::npos);
+  is_frozen = false;
+  thaw.close();
+}
+
 TEST(NodeGroup, ASilentNodeIsNamedAfterTheDeadlineWithStepAndLayer) {
   const auto groups = meet(2, 2);
   const auto votes = groups[0]->communicators(milliseconds(300));

@@ -2,14 +2,17 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
+#include <utility>
 
 #include "base/check.h"
 #include "base/log.h"
 #include "engine/expert_balancer.h"
 #include "engine/experts/dump.h"
 #include "engine/experts/mover.h"
+#include "engine/experts/node_values.h"
+#include "engine/experts/other_nodes.h"
 #include "experts/files.h"
+#include "experts/placement_hash.h"
 #include "experts/repair.h"
 
 namespace tandem::engine {
@@ -52,16 +55,17 @@ ExpertBalancer::ExpertBalancer(ExpertBalancerConfig config, BalancerParts parts)
       requests_(kMaxRequests) {
   CHECK(!parts_.ports.empty());
   CHECK(validate(parts_.placement, config_.topology).has_value());
-  CopyFn copy = parts_.copy;
-  if (!copy) {
-    copy = [](std::span<const std::byte> from, std::span<std::byte> to) -> Status {
-      std::memcpy(to.data(), from.data(), from.size());
-      return Ok{};
-    };
-  }
-  mover_ = std::make_unique<ExpertMover>(config_, parts_.ports, parts_.placement, std::move(copy));
+  mover_ = std::make_unique<ExpertMover>(
+      config_, ExpertMover::Parts{parts_.ports, 0, parts_.placement, parts_.copy, parts_.reads.get()});
+  pace_ = std::make_unique<CopyPace>(node_pace(config_, parts_.ports.size()));
   window_ = parts_.ports[0]->take_load().first;
   std::fill(window_.tokens.begin(), window_.tokens.end(), 0);
+  if (parts_.nodes.num_nodes > 1) {
+    nodes_ =
+        std::make_unique<OtherNodes>(parts_.nodes, window_.tokens.size(), [this](const std::vector<int64_t>& tokens) {
+          for (size_t i = 0; i < tokens.size(); ++i) window_.tokens[i] += tokens[i];
+        });
+  }
   publish();
 }
 
@@ -83,6 +87,19 @@ void ExpertBalancer::rebalance(std::string algorithm, std::string placement,
   }
 }
 
+Status ExpertBalancer::on_message(int32_t node, std::string_view bytes) {
+  CHECK(nodes_ != nullptr);
+  const Status taken = nodes_->on_message(node, bytes);
+  requests_.wake();
+  return taken;
+}
+
+void ExpertBalancer::on_lost(const std::string& reason) {
+  CHECK(nodes_ != nullptr);
+  nodes_->on_lost(reason);
+  requests_.wake();
+}
+
 BalancerView ExpertBalancer::view() const {
   std::lock_guard lock(view_mutex_);
   return view_;
@@ -93,16 +110,29 @@ bool ExpertBalancer::tick() {
     std::visit([&](auto& value) { serve(value); }, *request);
   }
   collect();
-  bool more = false;
+  const TimePoint now = parts_.clock->now();
+  bool more = nodes_ && nodes_->poll(now);
+  if (parts_.reads) more = parts_.reads->poll(now) || more;
   if (mover_->is_busy()) {
-    more = advance();
+    more = advance() || more;
   } else if (is_due()) {
-    if (const Result<RebalanceReply> started = start_plan(config_.algorithm, nullptr); !started) {
-      fail(started.error().message);
-    }
+    start_due();
   }
+  look();
   publish();
   return more;
+}
+
+// A plan is made from the counts of all nodes, as far as they are then.
+void ExpertBalancer::start_due() {
+  is_gathering_ = true;
+  with_counts([this](Status counted) {
+    is_gathering_ = false;
+    if (counted && mover_->is_busy()) return;  // one that was asked for came first
+    const Result<RebalanceReply> started =
+        counted ? start_plan(config_.algorithm, nullptr) : Result<RebalanceReply>(counted.error());
+    if (!started) fail(started.error().message);
+  });
 }
 
 void ExpertBalancer::run(std::stop_token stop) {
@@ -121,26 +151,56 @@ void ExpertBalancer::serve(StartRecording& request) {
   const int64_t most = std::max<int64_t>(1, kRecordingCeilingBytes / row_bytes);
   const int64_t steps = config_.recorder_steps < 0 ? most : std::min(config_.recorder_steps, most);
   if (now_.is_recording) log::warning("an expert recording runs already: it begins anew");
-  for (ExpertPort* port : parts_.ports) port->start_recording(steps);
-  now_.is_recording = true;
-  request.done(Ok{});
+  const auto here = [this, steps] {
+    for (ExpertPort* port : parts_.ports) port->start_recording(steps);
+    now_.is_recording = true;
+  };
+  ask_all(api::NodeExpertAsk::What::kStartRecording, steps, here, std::move(request.done));
 }
 
 void ExpertBalancer::serve(StopRecording& request) {
   if (!now_.is_recording) log::warning("no expert recording runs");
-  for (ExpertPort* port : parts_.ports) port->stop_recording();
-  now_.is_recording = false;
-  request.done(Ok{});
+  const auto here = [this] {
+    for (ExpertPort* port : parts_.ports) port->stop_recording();
+    now_.is_recording = false;
+  };
+  ask_all(api::NodeExpertAsk::What::kStopRecording, 0, here, std::move(request.done));
 }
 
-void ExpertBalancer::serve(DumpRecording& request) { request.done(write_dump()); }
+void ExpertBalancer::ask_all(api::NodeExpertAsk::What what, int64_t amount, std::function<void()> here,
+                             std::function<void(Status)> done) {
+  if (!nodes_) {
+    here();
+    return done(Ok{});
+  }
+  nodes_->ask(what, amount, parts_.clock->now(), [here, done](Result<OtherNodes::Answers> answers) {
+    if (!answers) return done(answers.error());
+    here();
+    done(Ok{});
+  });
+}
+
+void ExpertBalancer::with_counts(std::function<void(Status)> then) {
+  ask_all(
+      api::NodeExpertAsk::What::kCounts, 0, [this] { collect(); }, std::move(then));
+}
+
+void ExpertBalancer::serve(DumpRecording& request) {
+  if (!nodes_) return request.done(write_dump({}));
+  const auto done = request.done;
+  nodes_->take_recordings(parts_.clock->now(), [this, done](Result<std::vector<ExpertRecording>> others) {
+    done(others ? write_dump(std::move(*others)) : Result<std::string>(others.error()));
+  });
+}
 
 void ExpertBalancer::serve(Rebalance& request) {
-  collect();
-  const std::string& algorithm = request.algorithm.empty() ? config_.algorithm : request.algorithm;
-  if (request.placement.empty()) return request.done(start_plan(algorithm, nullptr));
-  const Result<experts::ExpertPlacement> given = read_placement(request.placement);
-  request.done(given ? start_plan(algorithm, &*given) : Result<RebalanceReply>(given.error()));
+  with_counts([this, asked = std::move(request)](const Status& counted) {
+    if (!counted) return asked.done(counted.error());
+    const std::string& algorithm = asked.algorithm.empty() ? config_.algorithm : asked.algorithm;
+    if (asked.placement.empty()) return asked.done(start_plan(algorithm, nullptr));
+    const Result<experts::ExpertPlacement> given = read_placement(asked.placement);
+    asked.done(given ? start_plan(algorithm, &*given) : Result<RebalanceReply>(given.error()));
+  });
 }
 
 Result<experts::ExpertPlacement> ExpertBalancer::read_placement(const std::string& text) const {
@@ -152,8 +212,9 @@ Result<experts::ExpertPlacement> ExpertBalancer::read_placement(const std::strin
   return std::move(placement->placement);
 }
 
-Result<std::string> ExpertBalancer::write_dump() {
-  std::vector<ExpertRecording> recordings;
+// others: of other nodes, each summed over its ranks.
+Result<std::string> ExpertBalancer::write_dump(std::vector<ExpertRecording> others) {
+  std::vector<ExpertRecording> recordings = std::move(others);
   for (ExpertPort* port : parts_.ports) recordings.push_back(port->take_recording());
   return dump_recording_file(config_.dump_directory, parts_.clock->unix_seconds(), window_.num_layers,
                              window_.num_logical, recordings);
@@ -168,21 +229,11 @@ void ExpertBalancer::collect() {
     steps = std::max(steps, new_steps);
   }
   window_steps_ += steps;
-  grant(steps);
-}
-
-// An idle group has no steps to disturb.
-void ExpertBalancer::grant(int64_t new_steps) {
-  if (config_.bytes_per_step == 0) {
-    allowance_ = INT64_MAX;
-  } else {
-    allowance_ =
-        std::min(allowance_ + config_.bytes_per_step * std::max<int64_t>(1, new_steps), 2 * config_.bytes_per_step);
-  }
+  pace_->grant(steps);
 }
 
 bool ExpertBalancer::is_due() const {
-  return config_.is_periodic && window_steps_ >= config_.steps_between << backoff_;
+  return config_.is_periodic && !is_gathering_ && window_steps_ >= config_.steps_between << backoff_;
 }
 
 Result<experts::ExpertPlacement> ExpertBalancer::make_plan(const std::string& algorithm) {
@@ -229,7 +280,13 @@ Result<RebalanceReply> ExpertBalancer::start_plan(const std::string& algorithm, 
                                      plan->num_layers, plan->num_logical, current.num_layers, current.num_logical));
   }
   reply.after = experts::balancedness(window_, *plan, config_.topology).mean;
+  api::NodeExpertPlan message = plan_message(*plan);
+  message.plan = now_.plans + 1;
+  message.base_version = mover_->version();
+  message.base_digest = placement_hash(current);
   reply.moves = mover_->begin(*plan);
+  if (nodes_ && mover_->is_busy()) nodes_->begin_plan(message, begin);
+  is_cut_short_ = false;
   reply.layers = mover_->layers_left();
   reply.epoch = now_.epoch + (mover_->is_busy() ? 1 : 0);
   now_.plans += 1;
@@ -250,19 +307,36 @@ Result<RebalanceReply> ExpertBalancer::start_plan(const std::string& algorithm, 
 
 // Returns whether there is more to copy at once.
 bool ExpertBalancer::advance() {
-  const int64_t moves = mover_->moves_done(), bytes = mover_->bytes_moved();
-  const Status advanced = mover_->advance(parts_.clock->now(), allowance_);
-  metrics_->moves.add(double(mover_->moves_done() - moves));
-  metrics_->bytes.add(double(mover_->bytes_moved() - bytes));
+  const Status advanced = mover_->advance(parts_.clock->now(), pace_->allowance);
   if (!advanced) {
+    if (nodes_ && !mover_->is_busy()) nodes_->abort(advanced.error().message);
     fail(advanced.error().message);
-  } else if (!mover_->is_busy()) {
+  } else if (nodes_ && mover_->is_busy() && !mover_->is_staged()) {
+    settle_version();
+  }
+  if (!mover_->is_busy() && advanced && !is_cut_short_) {
     now_.epoch += 1;
     backoff_ = 0;
     window_steps_ = 0;
     log::info("[EPLBManager] rebalance end time={:.3f}s", seconds(parts_.clock->now() - started_at_));
   }
-  return mover_->is_busy() && !mover_->is_staged() && allowance_ > 0;
+  return mover_->can_copy(pace_->allowance);
+}
+
+// A version is staged when every node has copied it, so that none can fail any more when one has staged it.
+void ExpertBalancer::settle_version() {
+  const uint32_t version = mover_->working_on();
+  const uint64_t digest = mover_->is_copied() ? placement_hash(mover_->pending()) : 0;
+  const Result<bool> copied = nodes_->has_copied(version, digest, parts_.clock->now(), config_.progress_deadline);
+  if (!copied) {
+    mover_->give_up();
+    nodes_->abort(copied.error().message);
+    is_cut_short_ = true;
+    return fail(copied.error().message);
+  }
+  if (!*copied || !mover_->is_copied()) return;
+  nodes_->stage(version);
+  mover_->stage();
 }
 
 // The old placement serves on; the next plan waits longer.
@@ -275,12 +349,20 @@ void ExpertBalancer::fail(const std::string& reason) {
   window_steps_ = 0;
 }
 
+// The running window's figures need the other nodes' counts, too.
+void ExpertBalancer::look() {
+  if (!nodes_ || parts_.clock->now() - looked_at_ < kLookInterval) return;
+  nodes_->ask(api::NodeExpertAsk::What::kCounts, 0, parts_.clock->now(), [](Result<OtherNodes::Answers>) {});
+}
+
 void ExpertBalancer::publish() {
   now_.version = mover_->version();
   now_.in_progress = mover_->is_busy();
   now_.layers_left = mover_->layers_left();
-  now_.moves_done = mover_->moves_done();
-  now_.bytes_moved = mover_->bytes_moved();
+  now_.moves_done = mover_->moves_done() + (nodes_ ? nodes_->moves_done() : 0);
+  now_.bytes_moved = mover_->bytes_moved() + (nodes_ ? nodes_->bytes_moved() : 0);
+  metrics_->moves.add(double(now_.moves_done - std::exchange(moves_told_, now_.moves_done)));
+  metrics_->bytes.add(double(now_.bytes_moved - std::exchange(bytes_told_, now_.bytes_moved)));
   const TimePoint now = parts_.clock->now();
   if (now - looked_at_ >= kLookInterval) {
     looked_at_ = now;

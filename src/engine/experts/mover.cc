@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "base/check.h"
 #include "device/digest.h"
@@ -13,6 +14,9 @@ namespace {
 
 // One piece of a copy: some 20 us, after which the allowance is looked at again.
 constexpr int64_t kPieceBytes = 256 << 10;
+// From another node: one read, and how much may be on its way.
+constexpr int64_t kReadBytes = 1 << 20;
+constexpr int64_t kMaxReading = 4 << 20;
 
 std::vector<int32_t> all_shares(const experts::ExpertPlacement& placement) {
   std::vector<int32_t> shares;
@@ -23,28 +27,49 @@ std::vector<int32_t> all_shares(const experts::ExpertPlacement& placement) {
   return shares;
 }
 
+Status copy_bytes(std::span<const std::byte> from, std::span<std::byte> to) {
+  std::memcpy(to.data(), from.data(), from.size());
+  return Ok{};
+}
+
 }  // namespace
 
-ExpertMover::ExpertMover(const ExpertBalancerConfig& config, std::vector<ExpertPort*> ports,
-                         experts::ExpertPlacement placement, CopyFn copy)
+void CopyPace::grant(int64_t new_steps) {
+  allowance = bytes_per_step == 0
+                  ? INT64_MAX
+                  : std::min(allowance + bytes_per_step * std::max<int64_t>(1, new_steps), 2 * bytes_per_step);
+}
+
+CopyPace node_pace(const ExpertBalancerConfig& config, size_t num_ranks) {
+  if (config.bytes_per_step == 0) return {};
+  return {std::max<int64_t>(1, config.bytes_per_step * int64_t(num_ranks) / config.topology.num_ranks)};
+}
+
+ExpertMover::ExpertMover(const ExpertBalancerConfig& config, Parts parts)
     : topology_(config.topology),
       dispatch_(config.dispatch),
       layers_per_version_(config.layers_per_version),
       deadline_(config.progress_deadline),
-      ports_(std::move(ports)),
-      copy_(std::move(copy)),
-      placement_(std::move(placement)) {
-  CHECK(int32_t(ports_.size()) == topology_.num_ranks);
-  num_spares_ = ports_[0]->slots().shape().num_spares;
-  for (const ExpertPort* port : ports_) {
-    const model::ExpertSlots& slots = port->slots();
-    std::vector<PlaceTable>& tables = place_of_.emplace_back();
-    for (int32_t layer = 0; layer < slots.shape().num_layers; ++layer) {
-      tables.push_back(slots.layer(layer).place_of_slot);
-    }
-    std::vector<int32_t>& free = free_.emplace_back();
-    for (int32_t place = slots.num_places() - num_spares_; place < slots.num_places(); ++place) free.push_back(place);
+      copy_(parts.copy ? std::move(parts.copy) : CopyFn(copy_bytes)),
+      reads_(parts.reads),
+      placement_(std::move(parts.placement)) {
+  CHECK(parts.first_rank >= 0);
+  CHECK(parts.first_rank + int32_t(parts.ports.size()) <= topology_.num_ranks);
+  port_of_.resize(size_t(topology_.num_ranks), nullptr);
+  std::copy(parts.ports.begin(), parts.ports.end(), port_of_.begin() + parts.first_rank);
+  CHECK((reads_ == nullptr) == (int32_t(parts.ports.size()) == topology_.num_ranks));
+  // All ranks begin with the same tables.
+  const model::ExpertSlots& slots = parts.ports[0]->slots();
+  num_spares_ = slots.shape().num_spares;
+  place_bytes_ = slots.place_bytes();
+  std::vector<PlaceTable> tables;
+  for (int32_t layer = 0; layer < slots.shape().num_layers; ++layer) {
+    tables.push_back(slots.layer(layer).place_of_slot);
   }
+  std::vector<int32_t> free;
+  for (int32_t place = slots.num_places() - num_spares_; place < slots.num_places(); ++place) free.push_back(place);
+  place_of_.assign(port_of_.size(), tables);
+  free_.assign(port_of_.size(), free);
 }
 
 int64_t ExpertMover::begin(const experts::ExpertPlacement& target) {
@@ -77,7 +102,7 @@ bool ExpertMover::fits(const Step& step, const std::vector<size_t>& taken) const
 void ExpertMover::form_version() {
   version_layers_.clear();
   next_tables_.clear();
-  std::vector<size_t> taken(ports_.size(), 0);
+  std::vector<size_t> taken(port_of_.size(), 0);
   while (!steps_.empty() && int32_t(version_layers_.size()) < layers_per_version_) {
     const bool again = !version_layers_.empty() && version_layers_.back().layer == steps_.front().layer;
     if (again || !fits(steps_.front(), taken)) break;
@@ -105,33 +130,87 @@ void ExpertMover::add_step(const Step& step, std::vector<size_t>& taken) {
     }
     const int32_t to_rank = rank_of(move.to_slot);
     const int32_t to_place = free_[size_t(to_rank)][taken[size_t(to_rank)]++];
-    copies_.push_back({rank_of(move.from_slot), from_place, to_rank, to_place, 0});
+    if (is_here(to_rank)) copies_.push_back({rank_of(move.from_slot), from_place, to_rank, to_place});
     at(tables, move.to_slot) = to_place;
   }
   next_tables_.push_back(std::move(tables));
 }
 
-Status ExpertMover::copy_some(int64_t& allowance) {
-  while (!copies_.empty() && allowance > 0) {
+bool ExpertMover::can_copy(int64_t allowance) const {
+  if (phase_ != Phase::kCopying) return false;
+  return copies_.empty() || (allowance > 0 && is_here(copies_.front().from_rank));
+}
+
+// In order: a copy may read what one before it has brought to this node.
+Status ExpertMover::copy_some(TimePoint now, int64_t& allowance) {
+  while (!copies_.empty()) {
     Copy& copy = copies_.front();
-    const std::span<const std::byte> from = ports_[size_t(copy.from_rank)]->slots().place(copy.from_place);
-    const std::span<std::byte> to = ports_[size_t(copy.to_rank)]->slots().place(copy.to_place);
-    const int64_t piece = std::min({kPieceBytes, int64_t(from.size()) - copy.done, allowance});
-    RETURN_IF_ERROR(
-        copy_(from.subspan(size_t(copy.done), size_t(piece)), to.subspan(size_t(copy.done), size_t(piece))));
-    copy.done += piece;
-    allowance -= piece;
-    bytes_moved_ += piece;
-    if (copy.done < int64_t(from.size())) continue;
-    RETURN_IF_ERROR(finish_copy(copy));
-    copies_.pop_front();
+    const bool is_local = is_here(copy.from_rank);
+    if (is_local) {
+      if (allowance <= 0) break;
+      RETURN_IF_ERROR(copy_piece(copy, allowance));
+    } else {
+      RETURN_IF_ERROR(take_reads(copy));
+      ask_for_more(copy, now, allowance);
+    }
+    if (copy.done == place_bytes_) {
+      RETURN_IF_ERROR(finish_copy(copy));
+      copies_.pop_front();
+    } else if (!is_local) {
+      break;
+    }
   }
   return Ok{};
 }
 
+Status ExpertMover::copy_piece(Copy& copy, int64_t& allowance) {
+  const std::span<const std::byte> from = slots_of(copy.from_rank).place(copy.from_place);
+  const std::span<std::byte> to = slots_of(copy.to_rank).place(copy.to_place);
+  const int64_t piece = std::min({kPieceBytes, place_bytes_ - copy.done, allowance});
+  RETURN_IF_ERROR(copy_(from.subspan(size_t(copy.done), size_t(piece)), to.subspan(size_t(copy.done), size_t(piece))));
+  copy.done += piece;
+  allowance -= piece;
+  bytes_moved_ += piece;
+  return Ok{};
+}
+
+Status ExpertMover::take_reads(Copy& copy) {
+  while (!reading_.empty()) {
+    const std::optional<Status> end = reads_->take_end(reading_.front().read);
+    if (!end) break;
+    const int64_t bytes = reading_.front().bytes;
+    reading_.pop_front();
+    if (!*end) {
+      return Error{end->error().code, fmt::format("an expert of rank {} could not be read for rank {}: {}",
+                                                  copy.from_rank, copy.to_rank, end->error().message)};
+    }
+    copy.done += bytes;
+    bytes_moved_ += bytes;
+  }
+  return Ok{};
+}
+
+// The last read also brings the owner's digest, into the digest of the place that is read into.
+void ExpertMover::ask_for_more(Copy& copy, TimePoint now, int64_t& allowance) {
+  const model::ExpertSlots& slots = slots_of(copy.to_rank);
+  while (copy.asked < place_bytes_ && copy.asked - copy.done < kMaxReading && allowance > 0) {
+    const int64_t piece = std::min({kReadBytes, place_bytes_ - copy.asked, allowance});
+    std::vector<kv::CopyRange> ranges = {
+        {slots.place_offset(copy.from_place) + copy.asked, slots.place_offset(copy.to_place) + copy.asked, piece}};
+    if (copy.asked + piece == place_bytes_) {
+      ranges.push_back(
+          {slots.digest_offset(copy.from_place), slots.digest_offset(copy.to_place), int64_t(sizeof(uint64_t))});
+    }
+    reading_.push_back({reads_->post(copy.to_rank, copy.from_rank, std::move(ranges), now), piece});
+    copy.asked += piece;
+    allowance -= piece;
+  }
+}
+
 Status ExpertMover::finish_copy(const Copy& copy) {
-  const uint64_t wanted = ports_[size_t(copy.from_rank)]->slots().digest(copy.from_place);
-  model::ExpertSlots& slots = ports_[size_t(copy.to_rank)]->slots();
+  model::ExpertSlots& slots = slots_of(copy.to_rank);
+  const bool is_local = is_here(copy.from_rank);
+  const uint64_t wanted = is_local ? slots_of(copy.from_rank).digest(copy.from_place) : slots.digest(copy.to_place);
   const uint64_t got = device::digest(slots.place(copy.to_place));
   if (got != wanted) {
     return corrupt(fmt::format("an expert copied from rank {} to rank {} has digest {:x}, its source {:x}",
@@ -142,18 +221,24 @@ Status ExpertMover::finish_copy(const Copy& copy) {
   return Ok{};
 }
 
-void ExpertMover::stage() {
-  // The rows go into the placement when every rank has them; tables of the new dispatch are built from a copy.
-  experts::ExpertPlacement next = placement_;
+// The placement after the version; tables of the new dispatch are built from it.
+void ExpertMover::prepare() {
+  pending_ = placement_;
   for (const Step& step : version_layers_) {
-    const size_t row = size_t(step.layer) * size_t(next.num_slots);
+    const size_t row = size_t(step.layer) * size_t(pending_.num_slots);
     std::copy(step.step.logical_of_slot.begin(), step.step.logical_of_slot.end(),
-              next.logical_of_slot.begin() + int64_t(row));
-    if (next.share.empty()) next.share = all_shares(placement_);
-    std::copy(step.step.share.begin(), step.step.share.end(), next.share.begin() + int64_t(row));
+              pending_.logical_of_slot.begin() + int64_t(row));
+    if (pending_.share.empty()) pending_.share = all_shares(placement_);
+    std::copy(step.step.share.begin(), step.step.share.end(), pending_.share.begin() + int64_t(row));
   }
+  phase_ = Phase::kCopied;
+}
+
+void ExpertMover::stage() {
+  CHECK(phase_ == Phase::kCopied);
   staged_ += 1;
-  for (size_t rank = 0; rank < ports_.size(); ++rank) {
+  for (size_t rank = 0; rank < port_of_.size(); ++rank) {
+    if (port_of_[rank] == nullptr) continue;
     std::vector<LayerSwitch> switches;
     for (size_t i = 0; i < version_layers_.size(); ++i) {
       const Step& step = version_layers_[i];
@@ -161,16 +246,17 @@ void ExpertMover::stage() {
       change.layer = step.layer;
       change.experts.place_of_slot = next_tables_[i][rank];
       change.experts.logical_of_slot = step.step.logical_of_slot;
-      change.experts.dispatch = experts::build_dispatch(next, topology_, step.layer, int32_t(rank), dispatch_);
+      change.experts.dispatch = experts::build_dispatch(pending_, topology_, step.layer, int32_t(rank), dispatch_);
     }
-    ports_[rank]->stage(staged_, std::move(switches));
+    port_of_[rank]->stage(staged_, std::move(switches));
   }
-  pending_ = std::move(next);
   phase_ = Phase::kStaged;
+  progress_at_ = TimePoint{};
 }
 
 bool ExpertMover::all_applied() const {
-  return std::ranges::all_of(ports_, [&](const ExpertPort* port) { return port->applied() == staged_; });
+  return std::ranges::all_of(port_of_,
+                             [&](const ExpertPort* port) { return port == nullptr || port->applied() == staged_; });
 }
 
 void ExpertMover::finish_version() {
@@ -178,7 +264,7 @@ void ExpertMover::finish_version() {
   version_ = staged_;
   for (size_t i = 0; i < version_layers_.size(); ++i) {
     const size_t layer = size_t(version_layers_[i].layer);
-    for (size_t rank = 0; rank < ports_.size(); ++rank) {
+    for (size_t rank = 0; rank < port_of_.size(); ++rank) {
       std::vector<int32_t>& free = free_[rank];
       PlaceTable& now = place_of_[rank][layer];
       const PlaceTable& next = next_tables_[i][rank];
@@ -195,24 +281,31 @@ void ExpertMover::finish_version() {
   if (!steps_.empty()) form_version();
 }
 
+void ExpertMover::drop_copies() {
+  for (const Reading& reading : reading_) reads_->cancel(reading.read);
+  reading_.clear();
+  copies_.clear();
+}
+
 void ExpertMover::give_up() {
   steps_.clear();
+  if (phase_ == Phase::kStaged) return;
+  drop_copies();
   version_layers_.clear();
-  copies_.clear();
   phase_ = Phase::kIdle;
 }
 
 Status ExpertMover::advance(TimePoint now, int64_t& allowance) {
-  if (phase_ == Phase::kIdle) return Ok{};
+  if (phase_ == Phase::kIdle || phase_ == Phase::kCopied) return Ok{};
   const int64_t before = bytes_moved_;
   if (phase_ == Phase::kCopying) {
-    if (Status copied = copy_some(allowance); !copied) {
+    if (Status copied = copy_some(now, allowance); !copied) {
       give_up();
       return copied;
     }
     if (copies_.empty()) {
-      stage();
-      progress_at_ = now;
+      prepare();
+      if (reads_ == nullptr) stage();
       return Ok{};
     }
   } else if (all_applied()) {
@@ -222,17 +315,23 @@ Status ExpertMover::advance(TimePoint now, int64_t& allowance) {
   if (bytes_moved_ != before || progress_at_ == TimePoint{}) progress_at_ = now;
   if (now - progress_at_ < deadline_) return Ok{};
   progress_at_ = now;
-  std::string late;
-  for (size_t rank = 0; rank < ports_.size(); ++rank) {
-    if (ports_[rank]->applied() != staged_) late += fmt::format("{}{}", late.empty() ? "" : ", ", rank);
-  }
   const double limit = seconds(deadline_);
   if (phase_ == Phase::kCopying) {
     give_up();
     return timed_out(fmt::format("no expert was copied within {:.1f} s", limit));
   }
   // What is staged switches when the ranks come back; it cannot be taken back, and nothing else begins before.
-  return timed_out(fmt::format("rank(s) {} did not switch to version {} within {:.1f} s", late, staged_, limit));
+  return timed_out(
+      fmt::format("rank(s) {} did not switch to version {} within {:.1f} s", late_ranks(), staged_, limit));
+}
+
+std::string ExpertMover::late_ranks() const {
+  std::string late;
+  for (size_t rank = 0; rank < port_of_.size(); ++rank) {
+    if (port_of_[rank] == nullptr || port_of_[rank]->applied() == staged_) continue;
+    late += fmt::format("{}{}", late.empty() ? "" : ", ", rank);
+  }
+  return late;
 }
 
 }  // namespace tandem::engine

@@ -17,6 +17,7 @@ namespace {
 constexpr Duration kTick = std::chrono::milliseconds(50);
 constexpr Duration kLook = std::chrono::milliseconds(50);
 constexpr Duration kFarewell = std::chrono::seconds(2);
+constexpr int32_t kBeatsPerSilence = 12, kMissesPerSilence = 6;
 constexpr size_t kOutbox = size_t(1) << 18;       // messages
 constexpr size_t kMaxBacklog = size_t(16) << 20;  // bytes on the way to one node before the outbox has to wait
 
@@ -79,6 +80,8 @@ class NodeGroupImpl final : public NodeGroup {
   void take(LinkEvent& event);
   void take_record(int32_t node, std::string_view bytes);
   void lose(int32_t node, const std::string& reason);
+  void beat(TimePoint now);
+  void look_for_silence(TimePoint now);
   void tell_failure();
   int32_t node_of(transport::EndpointId endpoint) const;
   // On node 0 all others, on the others node 0.
@@ -99,7 +102,13 @@ class NodeGroupImpl final : public NodeGroup {
   BoundedQueue<Outgoing> outbox_{kOutbox};
   std::optional<Outgoing> held_;  // taken from the outbox, waits for its connection; the link thread's
   std::atomic<bool> woken_{false}, leaving_{false};
-  bool told_ = false;           // the link thread's
+  bool told_ = false;  // the link thread's
+  struct Heard {
+    bool once = false, lately = false;  // ever, and since the last look
+    int32_t misses = 0;                 // looks in a row that found nothing
+  };
+  std::vector<Heard> heard_;  // by node; the link thread's
+  TimePoint next_beat_{}, next_look_{};
   BoundedQueue<bool> bell_{1};  // carries no values: somebody said bye or was lost
   std::jthread thread_;         // last: uses all the others
 };
@@ -124,6 +133,7 @@ Status NodeGroupImpl::build(const std::function<bool()>& stopped) {
   endpoint_of_ = std::move(met.endpoint_of);
   lost_ = std::vector<std::atomic<bool>>(size_t(options_.num_nodes));
   said_bye_ = std::vector<std::atomic<bool>>(size_t(options_.num_nodes));
+  heard_.resize(size_t(options_.num_nodes));
   state_.addresses = std::move(met.welcome.ranks);
   for (const auto& port : state_.ports) RETURN_IF_ERROR(port->call_others(met.welcome.token));
   RETURN_IF_ERROR(connect_ports(stopped, deadline));
@@ -225,6 +235,8 @@ void NodeGroupImpl::run(const std::stop_token& stop) {
     if (clock_.now() >= tick) {
       tick = clock_.now() + kTick;
       if (handlers_.on_tick) handlers_.on_tick();
+      beat(clock_.now());
+      look_for_silence(clock_.now());
     }
     if (!any) link_->wait(std::min(kLook, std::max(Duration(0), tick - clock_.now())));
   }
@@ -264,8 +276,37 @@ void NodeGroupImpl::take(LinkEvent& event) {
   link_->close(came.endpoint, true);
 }
 
+// Whatever the ranks do, a slow step or a sleep that was asked for: this thread has nothing to wait for.
+void NodeGroupImpl::beat(TimePoint now) {
+  if (now < next_beat_ || leaving_.load()) return;
+  next_beat_ = now + options_.silence / kBeatsPerSilence;
+  for (int32_t node = 0; node < options_.num_nodes; ++node) {
+    if (talks_to(node)) link_->write(endpoint_of_[size_t(node)], NodeHeartbeat{});
+  }
+}
+
+// A look counts one miss at most, after what had arrived was taken: who stood still itself does not take the others
+// for dead. A node that has not said anything yet is still loading its texts.
+void NodeGroupImpl::look_for_silence(TimePoint now) {
+  if (now < next_look_) return;
+  const bool is_first = next_look_ == TimePoint{};
+  next_look_ = now + options_.silence / kMissesPerSilence;
+  if (is_first || leaving_.load()) return;
+  for (int32_t node = 0; node < options_.num_nodes; ++node) {
+    Heard& heard = heard_[size_t(node)];
+    if (!talks_to(node) || !heard.once) continue;
+    heard.misses = heard.lately ? 0 : heard.misses + 1;
+    heard.lately = false;
+    if (heard.misses < kMissesPerSilence) continue;
+    lose(node, fmt::format("{} was lost: nothing was heard of it for {:.0f} s, not even that it lives",
+                           state_.name(node), seconds(options_.silence)));
+  }
+}
+
 void NodeGroupImpl::take_record(int32_t node, std::string_view bytes) {
   const Result<NodeRecord> record = decode_record(bytes);
+  heard_[size_t(node)].once = heard_[size_t(node)].lately = true;
+  if (record && std::holds_alternative<NodeHeartbeat>(*record)) return;
   const auto* payload = record ? std::get_if<NodePayload>(&*record) : nullptr;
   if (payload != nullptr) {
     if (handlers_.on_message) handlers_.on_message(node, std::string(payload->bytes));

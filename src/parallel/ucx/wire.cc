@@ -77,6 +77,7 @@ struct Encoder {
   void operator()(const NodePayload& m) { out.raw(m.bytes); }
   void operator()(const NodeBye&) {}
   void operator()(const NodeConnected&) {}
+  void operator()(const NodeHeartbeat&) {}
 };
 
 Result<NodeRecord> decode_hello(ByteReader& in) {
@@ -151,6 +152,8 @@ Result<NodeRecord> decode_record(std::string_view bytes) {
     record = NodeBye{};
   } else if (type == 6) {
     record = NodeConnected{};
+  } else if (type == 7) {
+    record = NodeHeartbeat{};
   } else {
     return damaged(fmt::format("unknown type {}", type));
   }

@@ -17,7 +17,7 @@
 namespace tandem::parallel {
 
 inline constexpr uint32_t kNodeMagic = 0x444e4454;  // the bytes "TDND"
-inline constexpr uint16_t kNodeVersion = 1;
+inline constexpr uint16_t kNodeVersion = 2;
 inline constexpr size_t kMaxRecordBytes = size_t(64) << 20;
 
 struct PortAddress {
@@ -47,7 +47,8 @@ struct NodePayload {
 };
 struct NodeBye {};
 struct NodeConnected {};  // to node 0: this node's ranks have their connections; from node 0: all have
-using NodeRecord = std::variant<NodeHello, NodeWelcome, NodeRefuse, NodePayload, NodeBye, NodeConnected>;
+struct NodeHeartbeat {};  // the sending node's link thread runs
+using NodeRecord = std::variant<NodeHello, NodeWelcome, NodeRefuse, NodePayload, NodeBye, NodeConnected, NodeHeartbeat>;
 
 // With its length in front, as it goes into the stream.
 std::string encode_record(const NodeRecord& record);
