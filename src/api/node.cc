@@ -218,6 +218,7 @@ void message_fields(Io& io, M& m) {
     addresses(io, m.expert_ports);
   } else if constexpr (is<M, NodeGo>) {
     addresses(io, m.kv_ports);
+    addresses(io, m.expert_ports);
   } else if constexpr (is<M, NodeSlowDown>) {
     field(io, m.rank);
     field(io, m.sleep_ms);
@@ -226,7 +227,6 @@ void message_fields(Io& io, M& m) {
     field(io, m.version);
     field(io, m.running_requests);
     field(io, m.timeout_ms);
-    addresses(io, m.expert_ports);
   } else if constexpr (is<M, NodeExperts>) {
     io.text(m.bytes, kMaxExpertBytes);
   }

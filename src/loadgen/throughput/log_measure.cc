@@ -14,10 +14,11 @@ const BatchSums* find_profile(const PhaseLines& lines, const std::vector<std::st
   if (lines.profiles.empty()) return nullptr;
   other = !traces.empty();
   for (const auto& [id, sums] : lines.profiles) {
-    const auto names_it = [&id](const std::string& path) { return !id.empty() && path.find(id) != std::string::npos; };
-    if (!std::any_of(traces.begin(), traces.end(), names_it)) continue;
-    other = false;
-    return &sums;
+    for (const std::string& path : traces) {
+      if (id.empty() || path.find(id) == std::string::npos) continue;
+      other = false;
+      return &sums;
+    }
   }
   // Ids are compared only where both sides have one.
   if (lines.profiles.back().first.empty()) other = false;
