@@ -152,6 +152,15 @@ void read(ByteReader& io, HandoverAbort& m) {
   io.text(m.reason, kMaxHandoverText);
 }
 
+void write(ByteWriter& io, const HandoverQueued& m) {
+  io.number(uint32_t(m.rooms.size()));
+  for (const uint64_t room : m.rooms) io.number(room);
+}
+void read(ByteReader& io, HandoverQueued& m) {
+  m.rooms.resize(io.count(8, kMaxHandoverRooms));
+  for (uint64_t& room : m.rooms) io.number(room);
+}
+
 // The message's number on the wire is its place in the variant, from 1.
 template <size_t I = 0>
 bool read_as(uint16_t type, ByteReader& io, HandoverMessage& out) {

@@ -29,12 +29,13 @@
 namespace tandem::api {
 
 inline constexpr uint32_t kHandoverMagic = 0x4f484454;  // the bytes "TDHO"
-inline constexpr uint16_t kHandoverVersion = 2;
+inline constexpr uint16_t kHandoverVersion = 3;
 inline constexpr size_t kHandoverHeaderBytes = 20;
 // Longest texts and lists that decode_handover() takes.
 inline constexpr size_t kMaxHandoverText = 4096;
 inline constexpr size_t kMaxHandoverLogprobs = 65536;
 inline constexpr size_t kMaxHandoverRanks = 4096;
+inline constexpr size_t kMaxHandoverRooms = 4096;
 
 // What both caches must have in common.
 struct KvIdentity {
@@ -107,8 +108,12 @@ struct HandoverAbort {
   std::string reason;
   bool operator==(const HandoverAbort&) const = default;
 };
+struct HandoverQueued {  // decode has these requests and will want them, but its own memory has no place yet
+  std::vector<uint64_t> rooms;
+  bool operator==(const HandoverQueued&) const = default;
+};
 using HandoverMessage = std::variant<HandoverHello, HandoverHelloReply, HandoverWant, HandoverSource, HandoverAnnounce,
-                                     HandoverConfirm, HandoverConfirmed, HandoverAck, HandoverAbort>;
+                                     HandoverConfirm, HandoverConfirmed, HandoverAck, HandoverAbort, HandoverQueued>;
 
 struct HandoverEnvelope {
   uint64_t epoch = 0;  // the sender's: a message of its former life is not taken for one of this

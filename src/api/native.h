@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -45,7 +46,10 @@ struct NativeMeta {
 // which repeats all text so far, costs one copy.
 class NativeSequence {
  public:
-  explicit NativeSequence(NativeOptions options) : options_(std::move(options)) {}
+  explicit NativeSequence(NativeOptions options)
+      : NativeSequence(std::make_shared<const NativeOptions>(std::move(options))) {}
+  // Shared: thousands of sequences of one call have the same.
+  explicit NativeSequence(std::shared_ptr<const NativeOptions> options) : options_(std::move(options)) {}
 
   void add_token(int32_t id, const TokenLogprob* logprob);
   void add_text(std::string_view text);  // whole characters
@@ -57,13 +61,17 @@ class NativeSequence {
   struct LogprobLists {
     std::string token, top, ids;  // comma-separated JSON items
   };
+  struct Logprobs {
+    LogprobLists input, output;
+  };
   void add_logprob(LogprobLists& lists, const TokenLogprob& logprob);
-  void append_logprobs(std::string& out) const;
+  Logprobs& lists();
+  void append_logprobs(std::string& out);
 
-  NativeOptions options_;
-  std::string text_;  // escaped, without quotes
-  std::string ids_;   // "1,2,3"
-  LogprobLists input_, output_;
+  std::shared_ptr<const NativeOptions> options_;
+  std::string text_;                    // escaped, without quotes
+  std::string ids_;                     // "1,2,3"
+  std::unique_ptr<Logprobs> logprobs_;  // null: none yet
 };
 
 // {"type":"length","length":5}, or null.

@@ -76,8 +76,8 @@ void append_finish_reason(std::string& out, const FinishReason* finish) {
 void NativeSequence::add_logprob(LogprobLists& lists, const TokenLogprob& logprob) {
   float value = logprob.present ? logprob.logprob : std::numeric_limits<float>::quiet_NaN();
   append_json_comma(lists.token);
-  append_triple(lists.token, value, logprob.token, options_.token_text);
-  if (options_.with_top) {
+  append_triple(lists.token, value, logprob.token, options_->token_text);
+  if (options_->with_top) {
     append_json_comma(lists.top);
     if (logprob.present) {
       lists.top += '[';
@@ -85,24 +85,24 @@ void NativeSequence::add_logprob(LogprobLists& lists, const TokenLogprob& logpro
       for (auto [id, top] : logprob.top) {
         if (!first) lists.top += ',';
         first = false;
-        append_triple(lists.top, top, id, options_.token_text);
+        append_triple(lists.top, top, id, options_->token_text);
       }
       lists.top += ']';
     } else {
       lists.top += "null";
     }
   }
-  if (options_.token_ids_logprob.empty()) return;
+  if (options_->token_ids_logprob.empty()) return;
   append_json_comma(lists.ids);
   if (!logprob.present) {
     lists.ids += "null";
     return;
   }
   lists.ids += '[';
-  size_t count = std::min(logprob.token_ids.size(), options_.token_ids_logprob.size());
+  size_t count = std::min(logprob.token_ids.size(), options_->token_ids_logprob.size());
   for (size_t i = 0; i < count; ++i) {
     if (i) lists.ids += ',';
-    append_triple(lists.ids, logprob.token_ids[i], options_.token_ids_logprob[i], options_.token_text);
+    append_triple(lists.ids, logprob.token_ids[i], options_->token_ids_logprob[i], options_->token_text);
   }
   lists.ids += ']';
 }
@@ -110,34 +110,42 @@ void NativeSequence::add_logprob(LogprobLists& lists, const TokenLogprob& logpro
 void NativeSequence::add_token(int32_t id, const TokenLogprob* logprob) {
   append_json_comma(ids_);
   append_json_int(ids_, id);
-  if (options_.return_logprob && logprob) add_logprob(output_, *logprob);
+  if (options_->return_logprob && logprob) add_logprob(lists().output, *logprob);
 }
 
 void NativeSequence::add_text(std::string_view text) { append_json_escaped(text_, text); }
 
 void NativeSequence::set_input_logprobs(std::span<const TokenLogprob> logprobs) {
-  input_ = {};
-  for (const TokenLogprob& logprob : logprobs) add_logprob(input_, logprob);
+  LogprobLists& input = lists().input;
+  input = {};
+  for (const TokenLogprob& logprob : logprobs) add_logprob(input, logprob);
 }
 
-void NativeSequence::append_logprobs(std::string& out) const {
-  if (!options_.return_logprob) return;
-  append_list(out, "input_token_logprobs", input_.token);
-  append_list(out, "output_token_logprobs", output_.token);
-  if (options_.with_top) {
-    append_list(out, "input_top_logprobs", input_.top);
-    append_list(out, "output_top_logprobs", output_.top);
+NativeSequence::Logprobs& NativeSequence::lists() {
+  if (!logprobs_) logprobs_ = std::make_unique<Logprobs>();
+  return *logprobs_;
+}
+
+void NativeSequence::append_logprobs(std::string& out) {
+  if (!options_->return_logprob) return;
+  const auto& [input, output] = lists();
+  append_list(out, "input_token_logprobs", input.token);
+  append_list(out, "output_token_logprobs", output.token);
+  if (options_->with_top) {
+    append_list(out, "input_top_logprobs", input.top);
+    append_list(out, "output_top_logprobs", output.top);
   }
-  if (!options_.token_ids_logprob.empty()) {
-    append_list(out, "input_token_ids_logprobs", input_.ids);
-    append_list(out, "output_token_ids_logprobs", output_.ids);
+  if (!options_->token_ids_logprob.empty()) {
+    append_list(out, "input_token_ids_logprobs", input.ids);
+    append_list(out, "output_token_ids_logprobs", output.ids);
   }
 }
 
 void NativeSequence::append_object(std::string& out, const NativeMeta& meta) {
-  out.reserve(out.size() + text_.size() + ids_.size() + output_.token.size() + 512);
+  const size_t listed = logprobs_ ? logprobs_->output.token.size() : 0;
+  out.reserve(out.size() + text_.size() + ids_.size() + listed + 512);
   out += '{';
-  if (options_.with_text) {
+  if (options_->with_text) {
     out += "\"text\":\"";
     out += text_;
     out += "\",";
@@ -174,7 +182,7 @@ void NativeSequence::append_object(std::string& out, const NativeMeta& meta) {
     append_json_int(out, meta.index);
   }
   out += '}';
-  if (options_.disjoint_ids) ids_.clear();
+  if (options_->disjoint_ids) ids_.clear();
 }
 
 }  // namespace tandem::api

@@ -52,7 +52,7 @@ struct EngineConfig {
   bool two_batch_overlap = false;      // --enable-two-batch-overlap
   int32_t max_low_latency_tokens = 0;  // largest decode batch of a rank that the low-latency exchange takes; 0: never
   int32_t decode_log_interval = 40;
-  Duration bootstrap_timeout = std::chrono::seconds(300);     // prefill: decode never asked
+  Duration bootstrap_timeout = std::chrono::seconds(300);     // prefill: decode neither asked nor said that it will
   Duration waiting_timeout = std::chrono::seconds(300);       // decode: no completion after it asked
   Duration source_lease_timeout = std::chrono::seconds(300);  // prefill: no acknowledgement after the last announcement
   uint16_t default_bootstrap_port = 8998;

@@ -141,7 +141,7 @@ TEST(ParseGenerate, LongClientTextIsShortInMessages) {
 }
 
 TEST(FormatNative, WholeObjectIsByteExact) {
-  NativeSequence sequence({});
+  NativeSequence sequence(NativeOptions{});
   sequence.add_token(7, nullptr);
   sequence.add_token(8, nullptr);
   sequence.add_text("a\"b\n\xc3\xa9");

@@ -21,13 +21,14 @@ std::vector<HandoverMessage> one_of_each() {
           HandoverConfirm{1, 2, 3, true},
           confirmed,
           HandoverAck{1, 2},
-          HandoverAbort{1, 2, "gone"}};
+          HandoverAbort{1, 2, "gone"},
+          HandoverQueued{{5, 6, uint64_t(1) << 62}}};
 }
 
 TEST(HandoverMessages, BytesAreAsDocumented) {
   const std::string bytes = encode_handover(0x0102030405060708, HandoverAbort{5, 6, "no"});
   const std::string expected(
-      "TDHO\x02\x00\x09\x00\x08\x07\x06\x05\x04\x03\x02\x01\x16\x00\x00\x00"
+      "TDHO\x03\x00\x09\x00\x08\x07\x06\x05\x04\x03\x02\x01\x16\x00\x00\x00"
       "\x05\x00\x00\x00\x00\x00\x00\x00\x06\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00no",
       42);
   EXPECT_EQ(bytes, expected);
@@ -88,7 +89,7 @@ TEST(HandoverMessages, OtherVersionIsNamed) {
   bytes[4] = 9;
   const Result<HandoverEnvelope> back = decode_handover(bytes);
   ASSERT_FALSE(back.has_value());
-  EXPECT_EQ(back.error().message, "wire version differs: theirs 9, ours 2");
+  EXPECT_EQ(back.error().message, "wire version differs: theirs 9, ours 3");
 }
 
 TEST(HandoverMessages, MismatchNamesTheFieldAndBothValues) {

@@ -343,6 +343,45 @@ TEST(Handover, NobodyAtTheAddressFailsByName) {
   pair.expect_baseline();
 }
 
+// The decode pool holds one of two prompts, for longer than prefill waits to be asked.
+void let_one_wait(Pair& pair) {
+  EXPECT_EQ(pair.decode->rig.engine->submit(engine::HoldCommand{1, 8, std::chrono::seconds(900)}), PushResult::kPushed);
+  for (const uint64_t id : {1, 2}) pair.submit(greedy_request(id, prompt_of(id, 40), 8), id);
+  for (int second = 0; second < 60; ++second) {
+    pair.clock.advance(std::chrono::seconds(1));
+    pair.run_until_idle();
+  }
+  EXPECT_EQ(pair.decode->rig.engine->snapshot().prealloc, 1);
+  EXPECT_EQ(pair.prefill->rig.engine->snapshot().prealloc, 1);
+  EXPECT_FALSE(pair.prefill->rig.answers[2].finish.has_value());
+}
+
+PairOptions with_room_for_one() {
+  PairOptions options;
+  options.decode.max_total_tokens = 64;
+  options.prefill.bootstrap_timeout = std::chrono::seconds(20);
+  return options;
+}
+
+TEST(Handover, WhatWaitsForDecodesMemoryIsNotLate) {
+  Pair pair(with_room_for_one());
+  let_one_wait(pair);
+  EXPECT_EQ(pair.decode->rig.engine->submit(engine::HoldCommand{2, 0, {}}), PushResult::kPushed);
+  pair.run_until_idle();
+  for (const uint64_t id : {1, 2}) expect_served(pair, id, prompt_of(id, 40), 8);
+  pair.expect_baseline();
+}
+
+TEST(Handover, WhatWaitedAtADecodeThatDiedIsLateInTheEnd) {
+  Pair pair(with_room_for_one());
+  let_one_wait(pair);
+  pair.kill_decode();
+  pair.clock.advance(std::chrono::seconds(21));
+  pair.run_until_idle();
+  expect_failed(pair.prefill->rig.answers[2], "KVPoll.Bootstrapping");
+  pair.expect_baseline();
+}
+
 TEST(Handover, DeadlinesEndWhatTheOtherSideNeverAnswers) {
   PairOptions options;
   options.prefill.bootstrap_timeout = std::chrono::seconds(2);

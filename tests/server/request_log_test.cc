@@ -46,7 +46,7 @@ TEST(RequestLog, FinishedLineHasTheEndTheCountsAndTheAnswer) {
   SequenceOptions options;
   options.tokenizer = tiny_tokenizer().get();
   options.logged_text_bytes = logged_length(2);
-  Sequence sequence(options, {});
+  Sequence sequence(std::make_shared<const SequenceOptions>(options), {});
   sequence.rid = "r";
   sequence.prompt_tokens = 3;
   const std::vector<int32_t> ids = tiny_tokenizer()->encode("two\nlines", false);

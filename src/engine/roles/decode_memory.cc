@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 
 #include "base/check.h"
 #include "engine/roles/decode_worker.h"
@@ -17,6 +18,7 @@ namespace {
 constexpr int64_t kOvercommit = 2;
 // Outputs longer than planning looks ahead can exceed it; here the request that has to give way fails instead.
 constexpr int64_t kParkedPoolsAtMost = 4;
+constexpr Duration kTellQueuedEvery = std::chrono::seconds(5);
 
 int64_t planned_tokens(const Request& request) {
   return request.prompt_tokens + std::min(request.max_new_tokens, scheduler::kMaxPlannedOutput);
@@ -80,6 +82,27 @@ void DecodeWorker::admit_prepared() {
     }
   }
   std::erase_if(preparing_, [](const Request* r) { return r->state() != RequestState::kPreparing; });
+}
+
+// Prefill waits for Want only so long. What waits here for memory is not late: its rooms are named to prefill from time
+// to time, for as long as this side lives and has them.
+void DecodeWorker::tell_queued() {
+  if (core_.now() < next_told_) return;
+  next_told_ = core_.now() + kTellQueuedEvery;
+  std::map<PeerId, api::HandoverQueued> queued;
+  for (Request* request : preparing_) {
+    if (is_terminal(request->state()) || request->sink->is_fake) continue;
+    const PrefillPeer* peer = find_source(*request);
+    if (peer == nullptr) continue;
+    api::HandoverQueued& message = queued[*peer->id];
+    message.rooms.push_back(request->sink->room);
+    if (message.rooms.size() < api::kMaxHandoverRooms) continue;
+    outbox_.send(*peer->id, message);
+    message.rooms.clear();
+  }
+  for (const auto& [peer, message] : queued) {
+    if (!message.rooms.empty()) outbox_.send(peer, message);
+  }
 }
 
 // The connection to the rank of the prefill server that has the room, null while there is none. Where the ranks are is

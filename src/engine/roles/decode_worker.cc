@@ -319,6 +319,7 @@ void DecodeWorker::tick() {
   }
   resume_retracted();
   admit_prepared();
+  tell_queued();
   start_arrived();
 }
 

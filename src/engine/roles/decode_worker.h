@@ -69,9 +69,11 @@ class DecodeWorker {
   void handle(const std::string&, const api::HandoverWant&) {}
   void handle(const std::string&, const api::HandoverConfirm&) {}
   void handle(const std::string&, const api::HandoverAck&) {}
+  void handle(const std::string&, const api::HandoverQueued&) {}
 
   void lose_peer(const PeerGone& gone);
   void admit_prepared();
+  void tell_queued();
   scheduler::DecodeLoad decode_load() const;
   int64_t taken_in_tokens() const;
   const PrefillPeer* find_source(Request& request);
@@ -104,7 +106,7 @@ class DecodeWorker {
   std::vector<Request*> to_post_;  // scratch: have unposted ranges
   uint64_t next_read_ = 1;
   int64_t parked_bytes_ = 0;
-  TimePoint next_check_{};
+  TimePoint next_check_{}, next_told_{};
 };
 
 }  // namespace tandem::engine

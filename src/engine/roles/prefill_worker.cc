@@ -206,7 +206,7 @@ void PrefillWorker::handle(PeerId peer, const api::HandoverAck& ack) {
   core_.handovers += 1;
   core_.handover_bytes += uint64_t(request->prompt_tokens) * uint64_t(core_.parts.cache->layout().token_bytes());
   request->source->settled = true;
-  api::EngineEvent event = std::move(request->source->first);
+  api::EngineEvent event = std::move(*request->source->first);
   core_.end(*request, finished_by_length(0), std::move(event));
 }
 
@@ -228,6 +228,15 @@ void PrefillWorker::handle(PeerId peer, const api::HandoverAbort& abort) {
   if (early != wants_.end() && (early->second.peer != peer || early->second.message.tag != abort.tag)) return;
   if (early != wants_.end()) wants_.erase(early);
   remember_gone(abort.room, abort.reason);
+}
+
+// Decode has these rooms and waits for memory: the time to ask for them counts from here again.
+void PrefillWorker::handle(PeerId, const api::HandoverQueued& queued) {
+  for (const uint64_t room : queued.rooms) {
+    const auto known = rooms_.find(room);
+    if (known == rooms_.end() || known->second->state() != RequestState::kBootstrapping) continue;
+    known->second->source->deadline = core_.now() + core_.config.bootstrap_timeout;
+  }
 }
 
 void PrefillWorker::remember_gone(uint64_t room, std::string reason) {
@@ -356,13 +365,14 @@ void PrefillWorker::complete(Request& request, const kernels::SampleResult& draw
   if (!drawn.finite) return core_.end(request, failed("NaN happened", 500));
   SourceHandover& source = *request.source;
   source.complete = true;
-  source.first.tokens = {drawn.token};
-  if (request.input.return_logprob) source.first.logprobs = {to_logprob(drawn)};
+  source.first = std::make_unique<api::EngineEvent>();
+  source.first->tokens = {drawn.token};
+  if (request.input.return_logprob) source.first->logprobs = {to_logprob(drawn)};
   advance(request.life, RequestState::kInflight, core_.now());
   source.deadline = core_.now() + core_.config.source_lease_timeout;
   if (!source.is_fake) num_inflight_ += 1;
   if (source.is_fake) {
-    core_.end(request, finished_by_length(0), std::move(source.first));
+    core_.end(request, finished_by_length(0), std::move(*source.first));
   } else if (source.confirm_waits) {
     confirm(request);
   }
@@ -376,12 +386,12 @@ void PrefillWorker::confirm(const Request& request) {
   message.room = source.room;
   message.tag = source.tag;
   message.generation = source.generation;
-  message.first_token = source.first.tokens.front();
+  message.first_token = source.first->tokens.front();
   message.cached_tokens = uint32_t(request.cached_tokens);
   if (source.wants_digest) {
     message.digest = core_.parts.cache->digest(request.block_table.data(), request.prompt_tokens);
   }
-  if (!source.first.logprobs.empty()) message.logprob = source.first.logprobs.front();
+  if (!source.first->logprobs.empty()) message.logprob = source.first->logprobs.front();
   outbox_.send(source.peer, message);
 }
 

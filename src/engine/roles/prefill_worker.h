@@ -27,9 +27,9 @@ struct SourceHandover {
   bool complete = false;       // computed, first token drawn
   bool confirm_waits = false;  // decode has everything and asked before the first token was drawn
   bool wants_digest = false;
-  bool settled = false;    // decode has it, gave up or is gone: it needs no word from here
-  api::EngineEvent first;  // first token and its log-probability
-  TimePoint deadline{};    // of the present state
+  bool settled = false;                     // decode has it, gave up or is gone: it needs no word from here
+  std::unique_ptr<api::EngineEvent> first;  // first token and its log-probability; null: not complete
+  TimePoint deadline{};                     // of the present state
 };
 
 class PrefillWorker {
@@ -71,6 +71,7 @@ class PrefillWorker {
   void handle(PeerId peer, const api::HandoverConfirm& confirm);
   void handle(PeerId peer, const api::HandoverAck& ack);
   void handle(PeerId peer, const api::HandoverAbort& abort);
+  void handle(PeerId peer, const api::HandoverQueued& queued);
   // Prefill sends these, it does not get them.
   void handle(PeerId, const api::HandoverHelloReply&) {}
   void handle(PeerId, const api::HandoverSource&) {}

@@ -104,7 +104,7 @@ Request* Core::admit(api::EngineRequest input, scheduler::LifeKind kind) {
   }
   request.max_new_tokens =
       std::clamp(request.input.sampling.max_new_tokens, 0, max_request_tokens - request.prompt_tokens - 1);
-  request.stop_ids = request.input.eos_token_ids;
+  request.stop_ids = std::move(request.input.eos_token_ids);
   const std::vector<int32_t>& stops = request.input.sampling.stop_token_ids;
   request.stop_ids.insert(request.stop_ids.end(), stops.begin(), stops.end());
   return &request;
@@ -130,7 +130,7 @@ void Core::emit(Request& request, api::EngineEvent event) {
 void Core::end(Request& request, Ending ending, api::EngineEvent last) {
   if (scheduler::is_terminal(request.state())) return;
   if (request.in_step) {
-    if (!request.pending_end) request.pending_end = std::move(ending);
+    if (!request.pending_end) request.pending_end = std::make_unique<Ending>(std::move(ending));
     return;
   }
   advance(request.life, ending.state, now());

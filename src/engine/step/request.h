@@ -49,9 +49,9 @@ struct Request {
   std::vector<int32_t> stop_ids;  // end-of-sentence and stop_token_ids: they end it, or are banned at first
   std::vector<api::TokenLogprob> input_logprobs;
   bool input_logprobs_sent = false;
-  bool in_step = false;  // planned or running right now: it ends after the step
-  std::optional<Ending> pending_end;
-  std::vector<char> parked;  // retracted on decode: its cache rows in host memory
+  bool in_step = false;                 // planned or running right now: it ends after the step
+  std::unique_ptr<Ending> pending_end;  // null: none
+  std::vector<char> parked;             // retracted on decode: its cache rows in host memory
 
   std::unique_ptr<SourceHandover> source;
   std::unique_ptr<SinkHandover> sink;

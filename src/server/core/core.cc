@@ -121,26 +121,41 @@ void Core::admit(Prepared prepared, double received_ts, const Writer& writer, Ac
   });
 }
 
+// Sequences of a call differ in little; what they have in common is held once.
+std::shared_ptr<const SequenceOptions> Core::sequence_options(const api::Call& call, size_t index,
+                                                              const SequenceOptions* like) const {
+  const api::PromptItem& item = call.items[index];
+  const int32_t interval = call.sampling[index].stream_interval.value_or(config_.stream_interval);
+  api::NativeOptions native;
+  native.with_text = parts_.tokenizer != nullptr;
+  native.disjoint_ids = config_.stream_output && call.stream;
+  native.return_logprob = item.return_logprob;
+  native.with_top = item.top_logprobs_num > 0;
+  native.token_ids_logprob = item.token_ids_logprob;
+  if (call.return_text_in_logprobs) native.token_text = token_text_;
+  const bool same =
+      like != nullptr && like->stream_interval == interval && like->native->return_logprob == native.return_logprob &&
+      like->native->with_top == native.with_top && like->native->token_ids_logprob == native.token_ids_logprob;
+  if (same) return nullptr;
+  auto options = std::make_shared<SequenceOptions>();
+  options->tokenizer = parts_.tokenizer.get();
+  options->dialect = call.dialect;
+  options->native = std::make_shared<const api::NativeOptions>(std::move(native));
+  options->token_text = token_text_;
+  if (config_.log_requests) options->logged_text_bytes = logged_length(config_.log_requests_level);
+  options->stream_interval = interval;
+  return options;
+}
+
 std::vector<Sequence> Core::make_sequences(const api::Call& call) {
   std::vector<Sequence> sequences;
   sequences.reserve(call.items.size() * static_cast<size_t>(call.n));
+  std::shared_ptr<const SequenceOptions> options;
   for (size_t i = 0; i < call.items.size(); ++i) {
     const api::PromptItem& item = call.items[i];
-    const api::SamplingParams& sampling = call.sampling[i];
-    SequenceOptions options;
-    options.tokenizer = parts_.tokenizer.get();
-    options.dialect = call.dialect;
-    options.native.with_text = parts_.tokenizer != nullptr;
-    options.native.disjoint_ids = config_.stream_output && call.stream;
-    options.native.return_logprob = item.return_logprob;
-    options.native.with_top = item.top_logprobs_num > 0;
-    options.native.token_ids_logprob = item.token_ids_logprob;
-    if (call.return_text_in_logprobs) options.native.token_text = token_text_;
-    options.token_text = token_text_;
-    if (config_.log_requests) options.logged_text_bytes = logged_length(config_.log_requests_level);
-    options.stream_interval = sampling.stream_interval.value_or(config_.stream_interval);
+    if (auto others = sequence_options(call, i, options.get())) options = std::move(others);
     for (int32_t k = 0; k < call.n; ++k) {
-      Sequence& sequence = sequences.emplace_back(options, sampling);
+      Sequence& sequence = sequences.emplace_back(options, call.sampling[i]);
       sequence.id = RequestId{next_id_++};
       sequence.index = static_cast<int32_t>(sequences.size()) - 1;
       sequence.rid = item.rid.empty() ? draw_rid() : call.n > 1 ? fmt::format("{}_{}", item.rid, k) : item.rid;

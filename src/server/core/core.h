@@ -65,6 +65,9 @@ class Core : public std::enable_shared_from_this<Core> {
 
   ActiveToken count_active();
   void admit(Prepared prepared, double received_ts, const Writer& writer, ActiveToken active);
+  // Null: as `like`.
+  std::shared_ptr<const SequenceOptions> sequence_options(const api::Call& call, size_t index,
+                                                          const SequenceOptions* like) const;
   std::vector<Sequence> make_sequences(const api::Call& call);
   Answer make_answer(const api::Call& call, const std::vector<Sequence>& sequences, double received_ts) const;
   api::EngineRequest make_request(api::Call& call, const Sequence& sequence);

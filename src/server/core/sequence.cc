@@ -6,25 +6,23 @@ using api::Dialect;
 using api::FinishKind;
 using api::FinishReason;
 
-Sequence::Sequence(SequenceOptions options, const api::SamplingParams& sampling)
-    : options_(std::move(options)),
-      no_stop_trim_(sampling.no_stop_trim),
-      native_(options_.native),
-      logprobs_(options_.dialect) {
-  if (!options_.tokenizer) return;
-  decoder_.emplace(*options_.tokenizer, sampling.skip_special_tokens);
+Sequence::Sequence(std::shared_ptr<const SequenceOptions> options, const api::SamplingParams& sampling)
+    : options_(std::move(options)), no_stop_trim_(sampling.no_stop_trim), native_(options_->native) {
+  if (options_->native->return_logprob) logprobs_ = std::make_unique<api::OpenAiLogprobs>(options_->dialect);
+  if (!options_->tokenizer) return;
+  decoder_.emplace(*options_->tokenizer, sampling.skip_special_tokens);
   if (sampling.stop.empty() && sampling.stop_regex.empty()) return;
   auto matcher = text::StopMatcher::create(sampling.stop, sampling.stop_regex, !sampling.no_stop_trim);
   CHECK(matcher.has_value());
-  matcher_.emplace(std::move(*matcher));
+  matcher_ = std::make_unique<text::StopMatcher>(std::move(*matcher));
 }
 
 void Sequence::add_text(std::string_view text) {
   if (text.empty()) return;
-  if (logged_text_.size() < options_.logged_text_bytes) {
-    logged_text_ += text.substr(0, options_.logged_text_bytes - logged_text_.size());
+  if (logged_text_.size() < options_->logged_text_bytes) {
+    logged_text_ += text.substr(0, options_->logged_text_bytes - logged_text_.size());
   }
-  if (options_.dialect == Dialect::kNative) {
+  if (options_->dialect == Dialect::kNative) {
     native_.add_text(text);
   } else {
     text_ += text;
@@ -33,10 +31,10 @@ void Sequence::add_text(std::string_view text) {
 
 void Sequence::take(int32_t token, const api::TokenLogprob* logprob, const FinishReason* finish) {
   ++completion_tokens_;
-  if (options_.dialect == Dialect::kNative) {
+  if (options_->dialect == Dialect::kNative) {
     native_.add_token(token, logprob);
-  } else if (logprob && options_.native.return_logprob) {
-    logprobs_.add(*logprob, options_.token_text);
+  } else if (logprob && options_->native->return_logprob) {
+    logprobs_->add(*logprob, options_->token_text);
   }
   if (!decoder_) return;
   // The matched stop token is counted and listed, but its text is not part of the answer.
@@ -58,15 +56,15 @@ void Sequence::take_text(int32_t token, bool may_match) {
   FinishReason finish;
   finish.kind = FinishKind::kStopText;
   finish.matched_text = *matcher_->matched();
-  finish_ = std::move(finish);
+  finish_ = std::make_unique<FinishReason>(std::move(finish));
 }
 
 void Sequence::take_input_logprobs(const std::vector<api::TokenLogprob>& logprobs) {
-  if (!options_.native.return_logprob) return;
-  if (options_.dialect == Dialect::kNative) {
+  if (!options_->native->return_logprob) return;
+  if (options_->dialect == Dialect::kNative) {
     native_.set_input_logprobs(logprobs);
-  } else if (options_.dialect == Dialect::kCompletion) {
-    for (const api::TokenLogprob& logprob : logprobs) logprobs_.add(logprob, options_.token_text);
+  } else if (options_->dialect == Dialect::kCompletion) {
+    for (const api::TokenLogprob& logprob : logprobs) logprobs_->add(logprob, options_->token_text);
   }
 }
 
@@ -83,17 +81,17 @@ void Sequence::flush() {
 
 void Sequence::complete(FinishReason finish) {
   if (!finish_) flush();
-  finish_ = std::move(finish);
+  finish_ = std::make_unique<FinishReason>(std::move(finish));
 }
 
 bool Sequence::is_due() const {
-  int32_t interval = options_.stream_interval;
+  int32_t interval = options_->stream_interval;
   return interval <= 1 || completion_tokens_ % interval == 1;
 }
 
 void Sequence::clear_delta() {
   text_.clear();
-  logprobs_.clear();
+  if (logprobs_) logprobs_->clear();
 }
 
 }  // namespace tandem::server

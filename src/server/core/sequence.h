@@ -2,6 +2,7 @@
 // times are kept. Loop's thread.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -16,7 +17,7 @@ namespace tandem::server {
 struct SequenceOptions {
   const text::Tokenizer* tokenizer = nullptr;  // null: no text
   api::Dialect dialect = api::Dialect::kNative;
-  api::NativeOptions native;
+  std::shared_ptr<const api::NativeOptions> native = std::make_shared<api::NativeOptions>();
   api::TokenText token_text;  // OpenAI log-probabilities
   int32_t stream_interval = 1;
   bool keep_text = false;        // OpenAI, not streamed: text() is the whole
@@ -26,7 +27,8 @@ struct SequenceOptions {
 class Sequence {
  public:
   // sampling's patterns were checked before: a StopMatcher can be made from them.
-  Sequence(SequenceOptions options, const api::SamplingParams& sampling);
+  // options: the same object for all sequences of a call that have the same, since there may be many thousands of them.
+  Sequence(std::shared_ptr<const SequenceOptions> options, const api::SamplingParams& sampling);
 
   // One token of an event. finish: set if it is the last one and the engine says why. A stop string in the text sets
   // finish() by itself: what the engine still sends is not for the client.
@@ -40,13 +42,13 @@ class Sequence {
   // Whether the number of tokens so far is one at which a stream gives an event.
   bool is_due() const;
 
-  bool finished() const { return finish_.has_value(); }
-  const api::FinishReason* finish() const { return finish_ ? &*finish_ : nullptr; }
+  bool finished() const { return finish_ != nullptr; }
+  const api::FinishReason* finish() const { return finish_.get(); }
   int32_t completion_tokens() const { return completion_tokens_; }
 
   // OpenAI: text and log-probabilities since clear_delta().
   const std::string& text() const { return text_; }
-  const api::OpenAiLogprobs* logprobs() const { return options_.native.return_logprob ? &logprobs_ : nullptr; }
+  const api::OpenAiLogprobs* logprobs() const { return logprobs_.get(); }
   void clear_delta();
   api::NativeSequence& native() { return native_; }
   const std::string& logged_text() const { return logged_text_; }
@@ -68,15 +70,15 @@ class Sequence {
   void take_text(int32_t token, bool may_match);
   void flush();
 
-  SequenceOptions options_;
+  std::shared_ptr<const SequenceOptions> options_;
   bool no_stop_trim_ = false;
   std::optional<text::StreamDecoder> decoder_;
-  std::optional<text::StopMatcher> matcher_;
+  std::unique_ptr<text::StopMatcher> matcher_;  // null: no stop strings, or no more
   api::NativeSequence native_;
-  api::OpenAiLogprobs logprobs_;
+  std::unique_ptr<api::OpenAiLogprobs> logprobs_;  // null: not asked for
   std::string text_, logged_text_;
   int32_t completion_tokens_ = 0;
-  std::optional<api::FinishReason> finish_;
+  std::unique_ptr<api::FinishReason> finish_;  // null: it goes on
 };
 
 }  // namespace tandem::server
