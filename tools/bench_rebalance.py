@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -132,6 +133,7 @@ def verdict(medians):
 
 
 def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench_rebalance: ended by a signal"))  # the servers end, too
     arguments = sys.argv[1:]
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(description="what a live rebalance costs")

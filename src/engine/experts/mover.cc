@@ -17,6 +17,8 @@ constexpr int64_t kPieceBytes = 256 << 10;
 // From another node: one read, and how much may be on its way.
 constexpr int64_t kReadBytes = 1 << 20;
 constexpr int64_t kMaxReading = 4 << 20;
+// Copied by one call: some milliseconds, after which other nodes' reads are served and requests answered.
+constexpr int64_t kTurnBytes = 32 << 20;
 
 std::vector<int32_t> all_shares(const experts::ExpertPlacement& placement) {
   std::vector<int32_t> shares;
@@ -143,7 +145,8 @@ bool ExpertMover::can_copy(int64_t allowance) const {
 
 // In order: a copy may read what one before it has brought to this node.
 Status ExpertMover::copy_some(TimePoint now, int64_t& allowance) {
-  while (!copies_.empty()) {
+  const int64_t end = bytes_moved_ + kTurnBytes;
+  while (!copies_.empty() && bytes_moved_ < end) {
     Copy& copy = copies_.front();
     const bool is_local = is_here(copy.from_rank);
     if (is_local) {
