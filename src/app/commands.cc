@@ -20,6 +20,7 @@ constexpr Command kCommands[] = {
     {"bench_one_batch_server", run_bench_one_batch, "load client: one batch in one request"},
     {"model", run_model, "inspect a checkpoint: model show DIR"},
     {"experts", run_experts, "plan expert placements, show loads; record, stop, dump on running servers"},
+    {"doctor", run_doctor, "check ports, devices, limits, model, memory and peers before a start"},
 };
 
 void print_usage(std::FILE* out) {
