@@ -23,6 +23,7 @@ constexpr Command kCommands[] = {
     {"model", run_model, "inspect a checkpoint: model show DIR"},
     {"experts", run_experts, "plan expert placements, show loads; record, stop, dump on running servers"},
     {"throughput", run_throughput, "tokens/s/GPU from logs, traces or servers, and whether the figure is valid"},
+    {"doctor", run_doctor, "check ports, devices, limits, model, memory and peers before a start"},
 };
 
 void print_usage(std::FILE* out) {

@@ -23,5 +23,6 @@ int run_model(Args args);
 int run_experts(Args args);
 int run_slow_down(Args args);
 int run_throughput(Args args);
+int run_doctor(Args args);
 
 }  // namespace tandem::app

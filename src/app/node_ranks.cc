@@ -259,6 +259,7 @@ Result<std::unique_ptr<kv::KvTransfer>> NodeRanksImpl::open_kv_port(int32_t rank
   options.heartbeat_interval = from_seconds(config_.environment.heartbeat_interval_s);
   options.heartbeat_max_failures = int32_t(config_.environment.heartbeat_max_failures);
   options.secret = config_.environment.kv_secret;
+  options.devices = config_.network_devices;
   return kv::make_ucx_transfer(options, {static_cast<std::byte*>(cache.base()), size_t(cache.layout().total_bytes())});
 }
 

@@ -90,6 +90,7 @@ Result<std::shared_ptr<parallel::NodeGroup>> meet_nodes(const ResolvedConfig& co
   options.timeout = std::chrono::seconds(config.flags.integer("dist_timeout"));
   options.version = TANDEM_VERSION;
   options.agreed = agreed_settings(config);
+  options.devices = config.network_devices;
   options.limits = {plan.max_total_tokens, plan.max_running_requests};
   ASSIGN_OR_RETURN(auto group, parallel::NodeGroup::meet(options, clock, [] { return signals_seen() > 0; }));
   plan.kv_bytes = plan.kv_bytes / plan.max_total_tokens * group->limits()[0];

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "app/devices.h"
 #include "app/embedded_model.h"
 #include "app/resolve_experts.h"
 #include "app/server_flags.h"
@@ -348,6 +349,13 @@ struct Resolver {
     }
   }
 
+  void resolve_devices() {
+    if (!flags.has("disaggregation_ib_device")) return;
+    Result<std::vector<std::string>> devices = parse_devices(flags.text("disaggregation_ib_device"));
+    if (!devices) return fault("--disaggregation-ib-device: {}", devices.error().message);
+    config.network_devices = std::move(*devices);
+  }
+
   void resolve_disaggregation() {
     engine::EngineConfig& engine = config.engine;
     int64_t reserved = flags.integer("num_reserved_decode_tokens");
@@ -363,6 +371,7 @@ struct Resolver {
     engine.digest_sample_rate = flags.number("kv_digest_sample_rate");
     const std::string backend = flags.text("disaggregation_transfer_backend");
     engine.fake_transfer = backend == "fake";
+    resolve_devices();
     if (backend == "ascend") fault("--disaggregation-transfer-backend ascend: only mooncake, nixl, ucx and fake");
     if (engine.role == engine::Role::kDecode) {
       for (const char* field : {"disaggregation_decode_tp", "disaggregation_decode_dp"}) {

@@ -70,7 +70,8 @@ struct TransferOptions {
   Duration connect_timeout = std::chrono::seconds(5);
   Duration heartbeat_interval = std::chrono::seconds(5);  // SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL
   int32_t heartbeat_max_failures = 2;
-  std::string secret = {};  // peers must present the same one; empty: none asked
+  std::string secret = {};                // peers must present the same one; empty: none asked
+  std::vector<std::string> devices = {};  // network devices, as of transport::Context; empty: all
 };
 
 // region: the cache that peers may read (prefill) or into which reads land (decode).

@@ -36,6 +36,7 @@ struct MeetingOptions {
   std::string version;                           // of the program
   std::vector<AgreedValue> agreed;               // the same names in the same order on all nodes
   std::vector<int64_t> limits;                   // of these every node gets the least of all nodes
+  std::vector<std::string> devices;              // network devices of all connections, as of transport::Context
 };
 
 // Called on the link's thread; must only enqueue.

@@ -6,6 +6,7 @@
 #include <ucs/debug/debug.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
@@ -42,6 +43,33 @@ Status configure(ucp_config_t* config) {
   return Ok{};
 }
 
+// Names that UCX does not know are no error to it, so which ones are missing is looked up by check_devices().
+Status choose_devices(ucp_config_t* config, const std::vector<std::string>& devices) {
+  if (devices.empty()) return Ok{};
+  std::string list;
+  for (const std::string& device : devices) {
+    for (const std::string& name : ucx_names_of_device(device)) list += (list.empty() ? "" : ",") + name;
+  }
+  const ucs_status_t status = ucp_config_modify(config, "NET_DEVICES", list.c_str());
+  if (status != UCS_OK) return invalid_input(fmt::format("network devices '{}': {}", list, ucs_status_string(status)));
+  return Ok{};
+}
+
+Status check_devices(const Context& context, const std::vector<std::string>& devices) {
+  const std::vector<NetworkDevice> chosen = devices.empty() ? std::vector<NetworkDevice>() : context.devices();
+  for (const std::string& device : devices) {
+    const std::vector<std::string> names = ucx_names_of_device(device);
+    const auto is_it = [&](const NetworkDevice& one) {
+      return std::find(names.begin(), names.end(), one.name) != names.end();
+    };
+    if (std::any_of(chosen.begin(), chosen.end(), is_it)) continue;
+    const auto all = Context::create({});
+    return invalid_input(fmt::format("network device '{}' is not one that UCX can use here; there are: {}", device,
+                                     all ? list_of((*all)->devices()) : "none"));
+  }
+  return Ok{};
+}
+
 Status map_region(Context::State& state) {
   if (state.region.empty()) return Ok{};
   ucp_mem_map_params_t params{};
@@ -72,14 +100,17 @@ SocketAddress from_sockaddr(const Address& address) {
 
 }  // namespace
 
-Result<std::unique_ptr<Context>> Context::create(std::span<std::byte> region, bool can_wait) {
+Result<std::unique_ptr<Context>> Context::create(std::span<std::byte> region, bool can_wait,
+                                                 const std::vector<std::string>& devices) {
   quieten_ucx();
   ucp_config_t* config = nullptr;
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return invalid_input(fmt::format("UCX reads its configuration: {}", ucs_status_string(status)));
   auto state = std::make_unique<State>();
   state->region = region;
-  if (Status configured = configure(config); !configured) {
+  Status configured = configure(config);
+  if (configured) configured = choose_devices(config, devices);
+  if (!configured) {
     ucp_config_release(config);
     return configured.error();
   }
@@ -93,6 +124,7 @@ Result<std::unique_ptr<Context>> Context::create(std::span<std::byte> region, bo
   ucp_config_release(config);
   if (status != UCS_OK) return exhausted(fmt::format("UCX starts: {}", ucs_status_string(status)));
   std::unique_ptr<Context> context(new Context(std::move(state)));
+  RETURN_IF_ERROR(check_devices(*context, devices));
   RETURN_IF_ERROR(map_region(*context->state_));
   return context;
 }
@@ -106,6 +138,7 @@ Context::~Context() {
 
 std::span<std::byte> Context::region() const { return state_->region; }
 const std::string& Context::key() const { return state_->key; }
+std::vector<NetworkDevice> Context::devices() const { return devices_of_context(state_->ucp); }
 
 Result<SocketAddress> resolve(const std::string& host, uint16_t port) {
   sockaddr_in v4{};

@@ -58,16 +58,26 @@ using Event = std::variant<EndpointAccepted, EndpointFailed, MessageArrived, Get
 inline constexpr size_t kMaxMessageBytes = 60 * 1024;  // one send; longer ones are the caller's to cut
 inline constexpr size_t kMaxKeyBytes = 1024;
 
+// What connections may run over, as UCX names it: "tcp" on "eth0".
+struct NetworkDevice {
+  std::string transport, name;
+};
+std::string list_of(const std::vector<NetworkDevice>& devices);  // "tcp/eth0, tcp/lo", or "none"
+
 // UCX's context with one registered memory region (may be empty). Outlives its workers.
 class Context {
  public:
   // region: what peers that got key() may read and where our own reads land. Borrowed; outlives the context.
   // can_wait: its workers can park their thread (Worker::wait).
-  static Result<std::unique_ptr<Context>> create(std::span<std::byte> region, bool can_wait = false);
+  // devices: the only network devices to use: interfaces, or RDMA NICs, which stand for their interfaces; empty: all.
+  // Errors: kInvalidInput where one of them is not there, with those that are.
+  static Result<std::unique_ptr<Context>> create(std::span<std::byte> region, bool can_wait = false,
+                                                 const std::vector<std::string>& devices = {});
   ~Context();
 
   std::span<std::byte> region() const;
   const std::string& key() const;  // opaque; for the peer's import_region()
+  std::vector<NetworkDevice> devices() const;
 
   struct State;
   State& state() { return *state_; }

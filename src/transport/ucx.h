@@ -17,6 +17,10 @@ struct Context::State {
   bool can_wait = false;
 };
 
+// Of devices.cc: the names under which UCX may know a device, and what a context has chosen.
+std::vector<std::string> ucx_names_of_device(const std::string& device);
+std::vector<NetworkDevice> devices_of_context(ucp_context_h ucp);
+
 inline Error ucx_error(const char* what, ucs_status_t status) {
   const ErrorCode code = status == UCS_ERR_TIMED_OUT ? ErrorCode::kTimeout : ErrorCode::kPeerLost;
   return {code, std::string(what) + ": " + ucs_status_string(status)};

@@ -73,9 +73,8 @@ class ManifestsTest(unittest.TestCase):
                 args = substituted(container["args"], values)
                 self.assertFalse([arg for arg in args if "$(" in arg])
                 args = [f"--model-path={R1}" if arg.startswith("--model-path=") else arg for arg in args]
-                done = subprocess.run(
-                    [binary(), *container["command"][1:], *args, "--check-config"], capture_output=True, text=True, timeout=60
-                )
+                command = [binary(), *container["command"][1:], *args, "--check-config"]
+                done = subprocess.run(command, capture_output=True, text=True, timeout=60)
                 self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_the_router_names_the_leaders_and_the_ports_that_servers_have(self):

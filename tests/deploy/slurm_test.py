@@ -107,13 +107,17 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
         self.spawn(
             "munged",
             *("--foreground", "--force", f"--socket={place}/munge.socket", f"--key-file={place}/munge.key"),
-            *(f"--pid-file={place}/munged.pid", f"--seed-file={place}/munge.seed", f"--log-file={place}/log/munged.log"),
+            *(f"--pid-file={place}/munged.pid", f"--seed-file={place}/munge.seed"),
+            f"--log-file={place}/log/munged.log",
         )
         wait_until((place / "munge.socket").exists, 20, "munged")
         self.spawn("slurmctld", "-D")
         for node in range(NODES):
             self.spawn("slurmd", "-D", "-N", f"n{node}")
-        wait_until(lambda: self.run("sinfo", "-h", "-t", "idle", "-o", "%D", check=False).strip() == str(NODES), 40, "nodes")
+        wait_until(lambda: self.idle_nodes() == str(NODES), 40, "nodes")
+
+    def idle_nodes(self):
+        return self.run("sinfo", "-h", "-t", "idle", "-o", "%D", check=False).strip()
 
     def run(self, *command, check=True, **more):
         done = subprocess.run(command, env={**self.env, **more}, capture_output=True, text=True, timeout=60, cwd=DEPLOY)
@@ -179,7 +183,10 @@ class ScriptsTest(unittest.TestCase):
         return subprocess.run([DEPLOY / script, *args], env=env, capture_output=True, text=True, timeout=60)
 
     def nodes(self):
-        show = 'source "$0"; echo "$FIRST_NODE ${PREFILL_NODE_LIST[*]} $DECODE_NODE_LIST"; echo "${PREFILL_URL[*]} $DECODE_URL"; echo "${PREFILL_KV_PORT[*]} ${PREFILL_MEETING[*]} $DECODE_MEETING"'
+        show = """source "$0"
+            echo "$FIRST_NODE ${PREFILL_NODE_LIST[*]} $DECODE_NODE_LIST"
+            echo "${PREFILL_URL[*]} $DECODE_URL"
+            echo "${PREFILL_KV_PORT[*]} ${PREFILL_MEETING[*]} $DECODE_MEETING" """
         return subprocess.check_output(["bash", "-c", show, self.run_dir / "nodes.sh"], text=True).splitlines()
 
     def test_nodes_are_split_into_groups_in_order(self):
@@ -265,7 +272,8 @@ class SlurmTest(unittest.TestCase):
     def submit(self, run, *command):
         settings = self.settings(run)
         job = self.cluster.run(
-            *("sbatch", "--parsable", f"--nodes={NODES}", f"--output={run}/job.log", "tandem.sbatch", *command), **settings
+            *("sbatch", "--parsable", f"--nodes={NODES}", f"--output={run}/job.log", "tandem.sbatch", *command),
+            **settings,
         ).strip()
 
         def ended():
@@ -276,8 +284,8 @@ class SlurmTest(unittest.TestCase):
         return job, ended
 
     def report(self, run):
-        files = [run / "job.log", *sorted((run / "logs").glob("*"))]
-        return "".join(f"--- {file.name} ---\n{file.read_text(errors='replace')[-2500:]}\n" for file in files if file.exists())
+        files = [file for file in (run / "job.log", *sorted((run / "logs").glob("*"))) if file.exists()]
+        return "".join(f"--- {file.name} ---\n{file.read_text(errors='replace')[-2500:]}\n" for file in files)
 
     def test_a_command_that_fails_ends_the_job_with_its_status_and_the_servers(self):
         run = self.cluster.directory / "failing"

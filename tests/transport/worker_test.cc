@@ -205,5 +205,24 @@ TEST(TransportResolve, RubbishIsNotFound) {
   EXPECT_EQ(address.error().code, ErrorCode::kNotFound);
 }
 
+TEST(TransportDevices, OnlyTheNamedOnesAreUsed) {
+  const auto all = Context::create({});
+  ASSERT_TRUE(all);
+  ASSERT_FALSE((*all)->devices().empty());
+  const std::string name = (*all)->devices().back().name;
+  const auto one = Context::create({}, true, {name});
+  ASSERT_TRUE(one) << one.error().message;
+  for (const NetworkDevice& device : (*one)->devices()) EXPECT_EQ(device.name, name);
+}
+
+TEST(TransportDevices, OneThatIsNotThereIsRefusedBesideOneThatIs) {
+  const auto all = Context::create({});
+  ASSERT_TRUE(all);
+  const auto none = Context::create({}, false, {(*all)->devices().front().name, "nonexistent0"});
+  ASSERT_FALSE(none);
+  EXPECT_EQ(none.error().code, ErrorCode::kInvalidInput);
+  EXPECT_NE(none.error().message.find("'nonexistent0'"), std::string::npos) << none.error().message;
+}
+
 }  // namespace
 }  // namespace tandem::transport

@@ -378,7 +378,7 @@ Status validate(const TransferOptions& options) {
 
 Result<std::unique_ptr<KvTransfer>> make_ucx_transfer(const TransferOptions& options, std::span<std::byte> region) {
   RETURN_IF_ERROR(validate(options));
-  ASSIGN_OR_RETURN(auto context, transport::Context::create(region));
+  ASSIGN_OR_RETURN(auto context, transport::Context::create(region, false, options.devices));
   ASSIGN_OR_RETURN(auto worker, transport::Worker::create(*context));
   uint16_t port = 0;
   if (options.listen) {

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <ctime>
 #include <iterator>
 
 #include "base/log.h"
@@ -54,12 +56,27 @@ void append_field(std::string& head, std::string_view name, std::string_view val
   head.append("\r\n");
 }
 
+bool has_field(const Headers& headers, std::string_view wanted) {
+  const auto is_it = [&](const auto& field) { return equals_ignoring_case(field.first, wanted); };
+  return std::any_of(headers.begin(), headers.end(), is_it);
+}
+
+// RFC 9110, 5.6.7; `tandem doctor` compares clocks by it.
+std::string date_now() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  char text[32];
+  return std::string(text, std::strftime(text, sizeof(text), "%a, %d %b %Y %H:%M:%S GMT", &parts));
+}
+
 }  // namespace
 
 void Exchange::make_head(int status, std::string_view content_type, const Headers& headers,
                          std::optional<size_t> length) {
   status_ = status;
   fmt::format_to(std::back_inserter(head_), "HTTP/1.1 {} {}\r\n", status, reason_phrase(status));
+  if (!has_field(headers, "date")) append_field(head_, "date", date_now());
   if (!content_type.empty()) append_field(head_, "content-type", content_type);
   if (length && (has_body(status) || *length > 0)) {
     fmt::format_to(std::back_inserter(head_), "content-length: {}\r\n", *length);

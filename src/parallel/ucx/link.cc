@@ -10,9 +10,9 @@ constexpr size_t kMaxInFlight = size_t(4) << 20;
 
 }  // namespace
 
-Result<std::unique_ptr<Link>> Link::create() {
+Result<std::unique_ptr<Link>> Link::create(const std::vector<std::string>& devices) {
   std::unique_ptr<Link> link(new Link());
-  ASSIGN_OR_RETURN(link->context_, transport::Context::create({}, true));
+  ASSIGN_OR_RETURN(link->context_, transport::Context::create({}, true, devices));
   ASSIGN_OR_RETURN(link->worker_, transport::Worker::create(*link->context_));
   return link;
 }

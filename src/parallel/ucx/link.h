@@ -26,7 +26,8 @@ using LinkEvent = std::variant<LinkRecord, LinkLost>;
 
 class Link {
  public:
-  static Result<std::unique_ptr<Link>> create();
+  // devices: as of transport::Context.
+  static Result<std::unique_ptr<Link>> create(const std::vector<std::string>& devices);
 
   Status listen(const std::string& host, uint16_t port);
   Result<transport::EndpointId> call(const transport::SocketAddress& address);
