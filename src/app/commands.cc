@@ -19,6 +19,7 @@ constexpr Command kCommands[] = {
     {"bench_serving", run_bench_serving, "load client: many requests at a rate"},
     {"bench_one_batch_server", run_bench_one_batch, "load client: one batch in one request"},
     {"model", run_model, "inspect a checkpoint: model show DIR"},
+    {"profile", run_profile, "record steps on servers; profile show FILE: a trace per operator"},
     {"experts", run_experts, "plan expert placements from counted loads; show loads and placements"},
 };
 

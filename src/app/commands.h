@@ -20,5 +20,6 @@ int run_bench_one_batch(Args args);
 int run_up(Args args);
 int run_model(Args args);
 int run_experts(Args args);
+int run_profile(Args args);
 
 }  // namespace tandem::app

@@ -14,6 +14,7 @@
 #include "engine/roles/prefill_worker.h"
 #include "engine/step/batch.h"
 #include "engine/step/core.h"
+#include "engine/step/rank_profiler.h"
 #include "engine/step/sampler.h"
 
 namespace tandem::engine {
@@ -85,11 +86,14 @@ class RankEngine final : public Engine {
   void handle(CancelCommand& command);
   void handle(FlushCacheCommand& command);
   void handle(DrainCommand&) { draining_ = true; }
+  void handle(ProfileCommand& command);
   bool step();
   void lose_group(const std::string& reason);
   void end_everything(const std::string& reason, int32_t status_code);
   parallel::ExchangeMode exchange_mode(const parallel::StepDecision& decision) const;
   void run_batch(const parallel::StepDecision& decision);
+  void run_step(const parallel::StepDecision& decision);
+  StepFigures add_load(StepFigures figures);
   void leave_batch();
   void leave_group();
   void sweep();
@@ -100,6 +104,8 @@ class RankEngine final : public Engine {
   Sampler sampler_;
   Worker worker_;
   BoundedQueue<Command> commands_;
+  RankProfiler profiler_{core_.config, core_.parts};
+  StepTimes times_;
   uint64_t next_step_ = 0, forward_steps_ = 0;
   bool vote_posted_ = false;
   bool draining_ = false;
@@ -143,6 +149,11 @@ void RankEngine::handle(FlushCacheCommand& command) {
   if (command.done) command.done(flushed);
 }
 
+void RankEngine::handle(ProfileCommand& command) {
+  if (!lost_) return profiler_.take(std::move(command));
+  if (command.done) command.done(peer_lost("A rank of this server was lost."));
+}
+
 // Low-latency form where the whole group decodes and every rank's batch fits it.
 parallel::ExchangeMode RankEngine::exchange_mode(const parallel::StepDecision& decision) const {
   const int64_t most = core_.config.max_low_latency_tokens;
@@ -155,6 +166,7 @@ bool RankEngine::step() {
   if (lost_) return false;
   parallel::Communicator& communicator = *core_.parts.communicator;
   if (!vote_posted_) {
+    times_.formed = core_.now();
     with_worker([&](auto& worker) { worker.form(batch_); });
     parallel::StepVote vote;
     vote.step = next_step_;
@@ -164,7 +176,9 @@ bool RankEngine::step() {
     vote.wants_shutdown = leaving_ ? 1 : 0;
     vote.can_split = core_.config.two_batch_overlap && can_split(batch_) ? 1 : 0;
     if (core_.parts.experts) vote.change_version = core_.parts.experts->staged();
-    communicator.post_vote(vote, core_.now());
+    profiler_.vote(vote);
+    times_.voted = core_.now();
+    communicator.post_vote(vote, times_.voted);
     vote_posted_ = true;
   }
   const Result<std::optional<parallel::StepDecision>> polled = communicator.poll_decision(core_.now());
@@ -179,8 +193,10 @@ bool RankEngine::step() {
   left_ = decision.shutdown != 0;
   // Between two steps, and on all ranks before the same one.
   if (core_.parts.experts) core_.parts.experts->switch_staged(decision.change_version);
+  times_.decided = core_.now();
+  profiler_.agree(decision, times_);
   if (left_ || decision.kind == parallel::StepKind::kNone) return false;
-  run_batch(decision);
+  run_step(decision);
   return true;
 }
 
@@ -188,6 +204,7 @@ bool RankEngine::step() {
 void RankEngine::lose_group(const std::string& reason) {
   lost_ = true;
   log::write(log::Level::kError, core_.config.log_scope, reason);
+  profiler_.close(reason);
   end_everything(reason, 500);
 }
 
@@ -201,6 +218,26 @@ void RankEngine::end_everything(const std::string& reason, int32_t status_code) 
   batch_.start(model::Phase::kDecode);
   core_.end_all(failed(reason, status_code));
   sweep();
+}
+
+void RankEngine::run_step(const parallel::StepDecision& decision) {
+  profiler_.before_step(decision, int64_t(forward_steps_) + 1, times_);
+  const bool is_recorded = profiler_.recording();
+  StepFigures figures;
+  figures.num_tokens = batch_.num_tokens();
+  figures.num_sequences = int32_t(batch_.entries().size());
+  const parallel::StepKind own = batch_.kind();
+  run_batch(decision);
+  if (is_recorded) profiler_.after_step(own, add_load(figures));
+}
+
+StepFigures RankEngine::add_load(StepFigures figures) {
+  figures.load = with_worker([](auto& worker) { return worker.load(); });
+  const scheduler::PoolCounts blocks = core_.pool.counts();
+  figures.free_blocks = blocks.free;
+  figures.leased_blocks = blocks.leased;
+  figures.cached_blocks = blocks.cached;
+  return figures;
 }
 
 void RankEngine::run_batch(const parallel::StepDecision& decision) {
@@ -221,7 +258,11 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
   forward_steps_ += 1;
   if (experts) experts->step_done(decision.step);
   if (batch_.empty()) return;  // an idle step: another rank had tokens
-  sampler_.run(core_.parts.kernels, batch_);
+  {
+    const profile::ScopedSpan span(core_.parts.spans, profile::Track::kScheduler, "sample");
+    sampler_.run(core_.parts.kernels, batch_);
+  }
+  const profile::ScopedSpan span(core_.parts.spans, profile::Track::kScheduler, "tokens and events");
   with_worker([&](auto& worker) { worker.after_step(batch_, sampler_); });
 }
 
@@ -298,6 +339,7 @@ void RankEngine::run(std::stop_token stop) {
   draining_ = true;
   end_everything("The server is shutting down.", 503);
   while (std::optional<Command> command = commands_.try_pop()) handle(std::move(*command));
+  profiler_.close("The server is shutting down.");
   publish();
   leave_group();
 }

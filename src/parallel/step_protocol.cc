@@ -29,6 +29,7 @@ StepDecision decide(std::span<const StepVote> votes) {
   decision.sleep_ready = 1;
   bool can_split = true, same_kind = true;
   decision.change_version = votes[0].change_version;
+  decision.profile_version = votes[0].profile_version;
   for (const StepVote& vote : votes) {
     CHECK(vote.step == decision.step);
     if (strength(vote.kind) > strength(decision.kind)) decision.kind = vote.kind;
@@ -39,6 +40,8 @@ StepDecision decide(std::span<const StepVote> votes) {
     decision.total_tokens += vote.num_tokens;
     decision.sleep_ms = std::max(decision.sleep_ms, vote.sleep_ms);
     decision.change_version = std::min(decision.change_version, vote.change_version);
+    decision.profile_version = std::min(decision.profile_version, vote.profile_version);
+    decision.profile_refused = std::max(decision.profile_refused, vote.profile_refused);
   }
   for (const StepVote& vote : votes) {
     same_kind = same_kind && (strength(vote.kind) == 0 || vote.kind == decision.kind);

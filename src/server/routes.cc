@@ -40,6 +40,8 @@ constexpr Route kRoutes[] = {
     {"/metrics", kGet, get_metrics},
     {"/flush_cache", kGet | kPost, flush_cache},
     {"/abort_request", kPost, post_abort_request},
+    {"/start_profile", kGet | kPost, start_profile},
+    {"/stop_profile", kGet | kPost, stop_profile},
     {"/start_expert_distribution_record", kGet | kPost, start_expert_recording},
     {"/stop_expert_distribution_record", kGet | kPost, stop_expert_recording},
     {"/dump_expert_distribution_record", kGet | kPost, dump_expert_recording},

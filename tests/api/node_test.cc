@@ -71,7 +71,9 @@ std::vector<NodeMessage> one_of_each() {
           NodeLoaded{0xfeed, {{"a", 1}, {"", 2}}},
           NodeGo{{{"b", 3}}},
           NodeStop{},
-          NodeWantsStop{}};
+          NodeWantsStop{},
+          NodeProfile{2, 5, 1, 7, ProfileCall{"/tmp/x", 5, 12, false, false, true, false, true, true, "p", "17.5"}},
+          NodeProfiled{2, 5, 3, "why"}};
 }
 
 // What is read is written again to the same bytes, so no field is lost on either way.

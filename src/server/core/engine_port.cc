@@ -22,6 +22,13 @@ bool EnginePort::flush_cache(std::function<void(bool)> done) {
   return engine_->submit(engine::FlushCacheCommand{std::move(reply)}) == PushResult::kPushed;
 }
 
+bool EnginePort::profile(engine::ProfileCommand command, std::function<void(Status)> done) {
+  if (!engine_) return false;
+  net::EventLoop& loop = loop_;
+  command.done = [&loop, done = std::move(done)](const Status& status) { loop.post([done, status] { done(status); }); };
+  return engine_->submit(std::move(command)) == PushResult::kPushed;
+}
+
 void EnginePort::drain() {
   if (!engine_) return;
   drain_waits_ = true;

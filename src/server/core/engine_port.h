@@ -28,6 +28,8 @@ class EnginePort {
   void cancel(RequestId id, engine::CancelReason reason, std::string matched_text);
   // done(flushed) runs on the loop's thread. False: the engine's queue is full.
   bool flush_cache(std::function<void(bool)> done);
+  // done(status) runs on the loop's thread. False: there is no engine.
+  bool profile(engine::ProfileCommand command, std::function<void(Status)> done);
   void drain();
 
  private:

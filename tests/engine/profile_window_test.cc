@@ -1,0 +1,93 @@
+// Which steps a profile records.
+#include "engine/step/profile_window.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+namespace tandem::engine {
+namespace {
+
+using parallel::StepKind;
+
+// Runs steps 1, 2, ... of the given kinds (d, e) and writes what happens: "(" opens, ")" closes, letters of recorded
+// steps in capitals.
+std::string run(ProfileWindow& window, const std::string& kinds) {
+  std::string seen = window.is_open() ? "(" : "";
+  for (size_t i = 0; i < kinds.size(); ++i) {
+    const bool decode = kinds[i] == 'd';
+    const ProfileWindow::Moves moves =
+        window.before_step(int64_t(i) + 1, decode ? StepKind::kDecode : StepKind::kExtend);
+    if (moves.closes) seen += ")";
+    if (moves.opens) seen += "(";
+    seen += moves.records ? (decode ? 'D' : 'E') : kinds[i];
+    if (window.after_step()) seen += ")";
+  }
+  return seen;
+}
+
+TEST(ProfileWindow, RecordsExactlyTheStepsAskedForFromTheNextOneOn) {
+  ProfileWindow window({.num_steps = 3});
+  EXPECT_TRUE(window.is_open());
+  EXPECT_EQ(run(window, "dedddd"), "(DED)ddd");
+  EXPECT_TRUE(window.is_done());
+}
+
+TEST(ProfileWindow, WaitsForItsStartStep) {
+  ProfileWindow window({.num_steps = 2, .start_step = 4});
+  EXPECT_FALSE(window.is_open());
+  EXPECT_FALSE(window.is_done());
+  EXPECT_EQ(run(window, "dddddddd"), "ddd(DD)ddd");
+}
+
+TEST(ProfileWindow, AStartStepThatIsPastIsTheNextOne) {
+  ProfileWindow window({.num_steps = 1, .start_step = 0});
+  EXPECT_EQ(run(window, "dd"), "(D)d");
+}
+
+TEST(ProfileWindow, WithoutANumberItEndsWhenStopped) {
+  ProfileWindow window(ProfilePlan{});
+  EXPECT_EQ(run(window, "dedede"), "(DEDEDE");
+  EXPECT_EQ(window.stop(), ProfileStage::kAll);
+  EXPECT_TRUE(window.is_done());
+  EXPECT_EQ(run(window, "dd"), "dd");
+}
+
+TEST(ProfileWindow, AStopBeforeTheStartStepRecordsNothing) {
+  ProfileWindow window({.num_steps = 2, .start_step = 9});
+  EXPECT_EQ(run(window, "ddd"), "ddd");
+  EXPECT_FALSE(window.has_recorded());
+  EXPECT_EQ(window.stop(), std::nullopt);
+  EXPECT_TRUE(window.is_done());
+}
+
+TEST(ProfileWindow, StagesAreRecordedOnceEachAndApart) {
+  ProfileWindow window({.num_steps = 2, .by_stage = true});
+  EXPECT_EQ(run(window, "eeeddded"), "(EE)e(DD)ded");
+  EXPECT_TRUE(window.is_done());
+}
+
+TEST(ProfileWindow, ADecodeStepEndsAnOpenPrefillWindow) {
+  ProfileWindow window({.num_steps = 4, .by_stage = true});
+  EXPECT_EQ(run(window, "eedddd"), "(EE)(DDDD)");
+}
+
+TEST(ProfileWindow, PrefillStepsInsideADecodeWindowAreLeftOutAndComeAfterIt) {
+  ProfileWindow window({.num_steps = 2, .by_stage = true});
+  EXPECT_EQ(run(window, "dedee"), "(DeD)(EE)");
+  EXPECT_TRUE(window.is_done());
+}
+
+TEST(ProfileWindow, AStageThatIsNotWantedIsNotWaitedFor) {
+  ProfileWindow window({.num_steps = 1, .by_stage = true, .wants_extend = false});
+  EXPECT_EQ(run(window, "eede"), "ee(D)e");
+  EXPECT_TRUE(window.is_done());
+}
+
+TEST(ProfileWindow, StagesWaitForTheStartStepToo) {
+  ProfileWindow window({.num_steps = 1, .start_step = 3, .by_stage = true});
+  EXPECT_EQ(run(window, "eded"), "ed(E)(D)");
+}
+
+}  // namespace
+}  // namespace tandem::engine
