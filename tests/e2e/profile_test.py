@@ -216,8 +216,11 @@ class PairTest(Case):
             merged = read(directory / "merged.trace.json.gz")
             roles = {e["args"]["name"].split()[0] for e in merged if e["name"] == "process_name"}
             self.assertEqual(roles, {"prefill", "decode"})
-            decode = read(next(directory.glob("decode*")))
-            self.assertEqual(len(spans(decode, "step")), 40)
+            self.assertEqual(len(spans(read(next(directory.glob("decode*"))), "step")), 40)
+            body = {"output_dir": str(directory), "num_steps": 300, "profile_prefix": "long"}  # several arrivals
+            self.assertEqual(request(self.deployment.decode.port, "POST", "/start_profile", body).status, 200)
+            decode = read(traces.wait_for(1, "long-*.gz")[0])
+            self.assertEqual(len(spans(decode, "step")), 300)
             reads = [event for event in decode if event["ph"] in "be" and event["cat"] == "kv_transfer"]
             self.assertTrue(reads)
             prefill = next(directory.glob("prefill*"))

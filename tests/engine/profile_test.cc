@@ -107,7 +107,8 @@ TEST(Profile, IdleRanksRecordTheirIdleSteps) {
   const Trace idle = profiled.trace("1", 0), busy = profiled.trace("1", 1);
   EXPECT_EQ(steps_of(idle), steps_of(busy));
   for (const TraceEvent& event : idle.events) {
-    if (event.name == "step" && event.phase == 'X') EXPECT_EQ(event.text("kind"), "idle");
+    if (event.name != "step" || event.phase != 'X') continue;
+    EXPECT_EQ(event.text("kind"), "idle");
   }
   EXPECT_TRUE(profiled.ranks.wait_for(1));
 }

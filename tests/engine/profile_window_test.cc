@@ -10,6 +10,14 @@ namespace {
 
 using parallel::StepKind;
 
+ProfilePlan plan_of(std::optional<int64_t> num_steps, std::optional<int64_t> start_step, bool by_stage = false) {
+  ProfilePlan plan;
+  plan.num_steps = num_steps;
+  plan.start_step = start_step;
+  plan.by_stage = by_stage;
+  return plan;
+}
+
 // Runs steps 1, 2, ... of the given kinds (d, e) and writes what happens: "(" opens, ")" closes, letters of recorded
 // steps in capitals.
 std::string run(ProfileWindow& window, const std::string& kinds) {
@@ -27,21 +35,21 @@ std::string run(ProfileWindow& window, const std::string& kinds) {
 }
 
 TEST(ProfileWindow, RecordsExactlyTheStepsAskedForFromTheNextOneOn) {
-  ProfileWindow window({.num_steps = 3});
+  ProfileWindow window(plan_of(3, {}));
   EXPECT_TRUE(window.is_open());
   EXPECT_EQ(run(window, "dedddd"), "(DED)ddd");
   EXPECT_TRUE(window.is_done());
 }
 
 TEST(ProfileWindow, WaitsForItsStartStep) {
-  ProfileWindow window({.num_steps = 2, .start_step = 4});
+  ProfileWindow window(plan_of(2, 4));
   EXPECT_FALSE(window.is_open());
   EXPECT_FALSE(window.is_done());
   EXPECT_EQ(run(window, "dddddddd"), "ddd(DD)ddd");
 }
 
 TEST(ProfileWindow, AStartStepThatIsPastIsTheNextOne) {
-  ProfileWindow window({.num_steps = 1, .start_step = 0});
+  ProfileWindow window(plan_of(1, 0));
   EXPECT_EQ(run(window, "dd"), "(D)d");
 }
 
@@ -54,7 +62,7 @@ TEST(ProfileWindow, WithoutANumberItEndsWhenStopped) {
 }
 
 TEST(ProfileWindow, AStopBeforeTheStartStepRecordsNothing) {
-  ProfileWindow window({.num_steps = 2, .start_step = 9});
+  ProfileWindow window(plan_of(2, 9));
   EXPECT_EQ(run(window, "ddd"), "ddd");
   EXPECT_FALSE(window.has_recorded());
   EXPECT_EQ(window.stop(), std::nullopt);
@@ -62,30 +70,34 @@ TEST(ProfileWindow, AStopBeforeTheStartStepRecordsNothing) {
 }
 
 TEST(ProfileWindow, StagesAreRecordedOnceEachAndApart) {
-  ProfileWindow window({.num_steps = 2, .by_stage = true});
+  ProfileWindow window(plan_of(2, {}, true));
   EXPECT_EQ(run(window, "eeeddded"), "(EE)e(DD)ded");
   EXPECT_TRUE(window.is_done());
 }
 
 TEST(ProfileWindow, ADecodeStepEndsAnOpenPrefillWindow) {
-  ProfileWindow window({.num_steps = 4, .by_stage = true});
+  ProfileWindow window(plan_of(4, {}, true));
   EXPECT_EQ(run(window, "eedddd"), "(EE)(DDDD)");
 }
 
 TEST(ProfileWindow, PrefillStepsInsideADecodeWindowAreLeftOutAndComeAfterIt) {
-  ProfileWindow window({.num_steps = 2, .by_stage = true});
+  ProfileWindow window(plan_of(2, {}, true));
   EXPECT_EQ(run(window, "dedee"), "(DeD)(EE)");
   EXPECT_TRUE(window.is_done());
 }
 
 TEST(ProfileWindow, AStageThatIsNotWantedIsNotWaitedFor) {
-  ProfileWindow window({.num_steps = 1, .by_stage = true, .wants_extend = false});
+  ProfileWindow window([] {
+    ProfilePlan plan = plan_of(1, {}, true);
+    plan.wants_extend = false;
+    return plan;
+  }());
   EXPECT_EQ(run(window, "eede"), "ee(D)e");
   EXPECT_TRUE(window.is_done());
 }
 
 TEST(ProfileWindow, StagesWaitForTheStartStepToo) {
-  ProfileWindow window({.num_steps = 1, .start_step = 3, .by_stage = true});
+  ProfileWindow window(plan_of(1, 3, true));
   EXPECT_EQ(run(window, "eded"), "ed(E)(D)");
 }
 
