@@ -184,6 +184,18 @@ void addresses(Io& io, List& values) {
   });
 }
 
+template <class Io, class M>
+void profile_fields(Io& io, M& m) {
+  field(io, m.output_dir);
+  optional(io, m.num_steps, [&](auto& value) { field(io, value); });
+  optional(io, m.start_step, [&](auto& value) { field(io, value); });
+  for (auto* value : {&m.operators, &m.record_shapes, &m.by_stage, &m.wants_extend, &m.wants_decode, &m.merge}) {
+    field(io, *value);
+  }
+  field(io, m.prefix);
+  field(io, m.profile_id);
+}
+
 // The fields of each message, by its type without const.
 template <class M, class T>
 constexpr bool is = std::is_same_v<std::remove_const_t<M>, T>;
@@ -229,6 +241,17 @@ void message_fields(Io& io, M& m) {
     field(io, m.timeout_ms);
   } else if constexpr (is<M, NodeExperts>) {
     io.text(m.bytes, kMaxExpertBytes);
+  } else if constexpr (is<M, NodeProfile>) {
+    field(io, m.rank);
+    field(io, m.order_id);
+    field(io, m.kind);
+    field(io, m.version);
+    profile_fields(io, m.call);
+  } else if constexpr (is<M, NodeProfiled>) {
+    field(io, m.rank);
+    field(io, m.order_id);
+    field(io, m.code);
+    field(io, m.message);
   }
 }
 

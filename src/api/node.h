@@ -11,6 +11,7 @@
 
 #include "api/generate.h"
 #include "api/handover.h"
+#include "api/profile.h"
 #include "base/result.h"
 
 namespace tandem::api {
@@ -90,10 +91,24 @@ struct NodeHold {  // engine::HoldCommand
 struct NodeExperts {
   std::string bytes;
 };
+// Node 0 to the node of the rank, and its answer.
+struct NodeProfile {
+  uint32_t rank = 0;
+  uint64_t order_id = 0;  // node 0's own number
+  uint8_t kind = 0;       // engine::ProfileCommand::Kind
+  uint32_t version = 0;
+  ProfileCall call;
+};
+struct NodeProfiled {
+  uint32_t rank = 0;
+  uint64_t order_id = 0;
+  uint8_t code = 0;  // 0: done; else 1 + ErrorCode
+  std::string message;
+};
 // A message's number on the wire is its place here, from 1.
 using NodeMessage = std::variant<NodeSubmit, NodeCancel, NodeFlush, NodeDrain, NodeFlushed, NodeEvent, NodeFigures,
                                  NodeLoaded, NodeGo, NodeStop, NodeWantsStop, NodeSlowDown, NodeHold,
-                                 NodeExperts>;
+                                 NodeExperts, NodeProfile, NodeProfiled>;
 
 std::string encode_node_message(const NodeMessage& message);
 // Errors: kInvalidInput for another version; kCorrupt for everything else that is not exactly one message.

@@ -63,14 +63,14 @@ constexpr Flag kServingFlags[] = {
     {"--count-failures-as-success", kSwitch, nullptr, nullptr, kWorks,
      "SGLang's counting, to compare with its figures"},
     {"--plot-throughput", kSwitch, nullptr, nullptr, kLater, "plot"},
-    {"--profile", kSwitch, nullptr, nullptr, kLater, "profile the servers"},
-    {"--profile-by-stage", kSwitch, nullptr, nullptr, kLater, "profile the servers"},
-    {"--profile-num-steps", kInt, nullptr, nullptr, kLater, "profile the servers"},
-    {"--profile-activities", kStringList, nullptr, nullptr, kLater, "profile the servers"},
-    {"--profile-stages", kStringList, nullptr, nullptr, kLater, "profile the servers"},
-    {"--profile-prefill-url", kStringList, nullptr, nullptr, kLater, "profile the servers"},
-    {"--profile-decode-url", kStringList, nullptr, nullptr, kLater, "profile the servers"},
-    {"--pd-separated", kSwitch, nullptr, nullptr, kHarmless, "says which servers to profile"},
+    {"--profile", kSwitch, nullptr, nullptr, kWorks, "record steps on the servers meanwhile"},
+    {"--profile-by-stage", kSwitch, nullptr, nullptr, kWorks, "prefill and decode into files of their own"},
+    {"--profile-num-steps", kInt, nullptr, nullptr, kWorks, "steps; else until the end"},
+    {"--profile-activities", kStringList, nullptr, nullptr, kWorks, "CPU and GPU"},
+    {"--profile-stages", kStringList, nullptr, nullptr, kWorks, "prefill and decode"},
+    {"--profile-prefill-url", kStringList, nullptr, nullptr, kWorks, "these servers instead"},
+    {"--profile-decode-url", kStringList, nullptr, nullptr, kWorks, "these servers instead"},
+    {"--pd-separated", kSwitch, nullptr, nullptr, kWorks, "profile the servers of one of the two flags above"},
 };
 
 constexpr Flag kOneBatchFlags[] = {
@@ -91,11 +91,11 @@ constexpr Flag kOneBatchFlags[] = {
     {"--result-filename", kString, "result.jsonl", nullptr, kWorks, "JSONL to append to"},
     {"--seed", kInt, "42", nullptr, kWorks, "of the prompts"},
     {"--no-append-to-github-summary", kSwitch, nullptr, nullptr, kHarmless, "there is no such summary"},
-    {"--profile", kSwitch, nullptr, nullptr, kLater, "profile the servers"},
-    {"--profile-steps", kInt, nullptr, nullptr, kLater, "profile the servers"},
-    {"--profile-by-stage", kSwitch, nullptr, nullptr, kLater, "profile the servers"},
-    {"--profile-prefix", kString, nullptr, nullptr, kLater, "profile the servers"},
-    {"--profile-output-dir", kString, nullptr, nullptr, kLater, "profile the servers"},
+    {"--profile", kSwitch, nullptr, nullptr, kWorks, "run every case once more, recorded"},
+    {"--profile-steps", kInt, "5", nullptr, kWorks, "steps of a case"},
+    {"--profile-by-stage", kSwitch, nullptr, nullptr, kWorks, "prefill and decode into files of their own"},
+    {"--profile-prefix", kString, "", nullptr, kWorks, "beginning of the traces' names"},
+    {"--profile-output-dir", kString, "", nullptr, kWorks, "on the servers (default: theirs)"},
     {"--parallel-batch", kSwitch, nullptr, nullptr, kLater, "one request per sequence"},
 };
 
@@ -222,6 +222,11 @@ Status one_batch(const FlagValues& flags) {
   config.show_report = flags.enabled("show_report");
   config.dataset_path = flags.text("dataset_path");
   config.result_filename = flags.text("result_filename");
+  config.profile = flags.enabled("profile");
+  config.profile_steps = int32_t(flags.integer("profile_steps"));
+  config.profile_by_stage = flags.enabled("profile_by_stage");
+  config.profile_prefix = flags.text("profile_prefix");
+  config.profile_output_dir = flags.text("profile_output_dir");
   config.seed = uint64_t(flags.integer("seed"));
   const SystemClock clock;
   SignalWatch signals;

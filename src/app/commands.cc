@@ -21,6 +21,7 @@ constexpr Command kCommands[] = {
     {"reproduce", run_reproduce, "measure, profile, rebalance, measure again: a report with a verdict"},
     {"slow_down", run_slow_down, "make decode servers sleep before each step, so that requests collect"},
     {"model", run_model, "inspect a checkpoint: model show DIR"},
+    {"profile", run_profile, "record steps on servers; profile show FILE: a trace per operator"},
     {"experts", run_experts, "plan expert placements, show loads; record, stop, dump on running servers"},
     {"throughput", run_throughput, "tokens/s/GPU from logs, traces or servers, and whether the figure is valid"},
     {"doctor", run_doctor, "check ports, devices, limits, model, memory and peers before a start"},

@@ -24,5 +24,6 @@ int run_experts(Args args);
 int run_slow_down(Args args);
 int run_throughput(Args args);
 int run_doctor(Args args);
+int run_profile(Args args);
 
 }  // namespace tandem::app

@@ -76,6 +76,8 @@ Result<Environment> read_environment() {
   env.log_milliseconds = reader.flag("LOG_MS");
   env.log_forward_iters = reader.flag("LOG_FORWARD_ITERS");
   env.recorder_directory = reader.text("EXPERT_DISTRIBUTION_RECORDER_DIR").value_or("/tmp");
+  env.profile_directory = reader.text("TORCH_PROFILER_DIR").value_or("/tmp");
+  if (const char* home = std::getenv("HOME")) env.home_directory = home;
   if (const char* secret = std::getenv("TANDEM_KV_SECRET")) env.kv_secret = secret;
   env.slurm = read_slurm();
   if (reader.fault) return *reader.fault;

@@ -24,6 +24,8 @@ struct Environment {
   bool log_milliseconds = false;                        // SGLANG_LOG_MS
   bool log_forward_iters = false;                       // SGLANG_LOG_FORWARD_ITERS
   std::string recorder_directory = "/tmp";              // SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR
+  std::string profile_directory = "/tmp";               // SGLANG_TORCH_PROFILER_DIR
+  std::string home_directory;                           // HOME
   std::string kv_secret;                                // TANDEM_KV_SECRET: peers of the KV port must present it
   SlurmVariables slurm;                                 // for --slurm
   std::vector<std::string> warnings;

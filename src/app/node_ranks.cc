@@ -17,6 +17,8 @@
 #include "model/model.h"
 #include "parallel/communicator.h"
 #include "parallel/expert_exchange.h"
+#include "profile/span.h"
+#include "profile/trace_writer.h"
 
 namespace tandem::app {
 namespace {
@@ -36,13 +38,16 @@ engine::LoadBalance balance_of(const std::string& name) {
 
 // One rank. Members go in reverse order: the engine before what it borrows, the transfer thread before its port.
 struct RankParts {
-  explicit RankParts(size_t queue) : port(queue) {}
+  RankParts(size_t queue, std::unique_ptr<profile::Recorder> recorder, const Clock& clock)
+      : spans(std::move(recorder)), transfer_spans(clock), port(queue) {}
   ~RankParts() {
     thread = {};  // stops and joins
     woken = nullptr;
     transfer.reset();  // joins; its callback reads woken
   }
 
+  const std::unique_ptr<profile::Recorder> spans;  // the model holds on to it
+  profile::SharedRecorder transfer_spans;
   std::unique_ptr<model::Model> model;
   std::unique_ptr<engine::ExpertPort> experts;  // null: no routed experts
   std::optional<kv::KvStorage> cache;
@@ -64,6 +69,7 @@ class NodeRanksImpl final : public NodeRanks {
       : config_(config),
         plan_(plan),
         parts_(std::move(parts)),
+        traces_(*parts_.clock),
         group_(balance_of(config.flags.text("load_balance_method")), std::move(sink)) {
     if (parts_.nodes) link_ = std::make_unique<RankLink>(parts_.nodes, *parts_.clock, group_.rank_sink());
   }
@@ -103,6 +109,7 @@ class NodeRanksImpl final : public NodeRanks {
   const ResolvedConfig& config_;
   const MemoryPlan plan_;
   const Parts parts_;
+  profile::TraceWriter traces_;              // writes to its end what the ranks have recorded
   std::vector<api::RankAddress> addresses_;         // prefill
   std::vector<api::RankAddress> expert_addresses_;  // several nodes with spare places
   engine::EngineGroup group_;                       // the ranks' engines call it to their end
@@ -184,11 +191,13 @@ Status NodeRanksImpl::load() {
     ASSIGN_OR_RETURN(exchanges, this->exchanges(shape));
   }
   std::vector<model::RankOptions> rank_options;
+  std::vector<std::unique_ptr<profile::Recorder>> recorders;
   for (int32_t i = 0; i < num_ranks; ++i) {
     model::RankOptions& rank = rank_options.emplace_back();
     rank.rank = Rank{first_rank() + i};
     rank.num_threads = threads_per_rank(config_, parts_.num_threads);
     rank.clock = parts_.clock;
+    rank.spans = recorders.emplace_back(std::make_unique<profile::Recorder>(*parts_.clock)).get();
     if (shape.top_k > 0) rank.exchange = std::move(exchanges[size_t(i)]);
   }
   ASSIGN_OR_RETURN(std::vector<std::unique_ptr<model::Model>> models,
@@ -197,7 +206,9 @@ Status NodeRanksImpl::load() {
             config_.model.fp8_blocks ? "fp8" : "bfloat16", double(available_memory_bytes()) / 1e9,
             double(plan_.weight_bytes + plan_.expert_bytes * num_ranks) / 1e9);
   for (std::unique_ptr<model::Model>& model : models) {
-    RankParts& rank = *ranks_.emplace_back(std::make_unique<RankParts>(kTransferQueue));
+    std::unique_ptr<profile::Recorder>& recorder = recorders[ranks_.size()];
+    RankParts& rank =
+        *ranks_.emplace_back(std::make_unique<RankParts>(kTransferQueue, std::move(recorder), *parts_.clock));
     rank.model = std::move(model);
     rank.cache.emplace(device::Device::kCpu, layout());
     if (model::ExpertSlots* slots = rank.model->expert_slots()) {
@@ -227,9 +238,12 @@ Status NodeRanksImpl::open_kv_ports() {
   for (size_t i = 0; i < ranks_.size(); ++i) {
     RankParts& rank = *ranks_[i];
     ASSIGN_OR_RETURN(std::unique_ptr<kv::KvTransfer> transfer, open_kv_port(int32_t(i)));
-    rank.transfer = std::make_unique<kv::TransferThread>(std::move(transfer), rank.port, *parts_.clock, [&rank] {
-      if (engine::Engine* engine = rank.woken.load()) engine->wake();
-    });
+    rank.transfer = std::make_unique<kv::TransferThread>(
+        std::move(transfer), rank.port, *parts_.clock,
+        [&rank] {
+          if (engine::Engine* engine = rank.woken.load()) engine->wake();
+        },
+        &rank.transfer_spans);
     if (config_.engine.role != engine::Role::kPrefill) continue;
     const std::string address = rank.transfer->address();
     log::info("KV port: {}", address);
@@ -283,6 +297,10 @@ Status NodeRanksImpl::build_engine(size_t index, std::unique_ptr<parallel::Commu
   parts.kernels.backend = config_.backend;
   parts.kernels.isa = config_.isa;
   parts.kernels.pool = &rank.sample_pool;
+  parts.kernels.spans = rank.spans.get();
+  parts.spans = rank.spans.get();
+  parts.transfer_spans = rank.transfer ? &rank.transfer_spans : nullptr;
+  parts.traces = &traces_;
   rank.sample_workspace.emplace(device::Device::kCpu,
                                 kernels::sample_workspace_bytes(parts.kernels, config_.model.vocab_size));
   parts.kernels.workspace = &*rank.sample_workspace;

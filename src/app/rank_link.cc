@@ -198,6 +198,12 @@ Status RankLink::take_from_rank_node(int32_t node, api::NodeMessage& message) {
     rank->on_flushed(flushed->flush_id, flushed->flushed);
     return Ok{};
   }
+  if (const auto* profiled = std::get_if<api::NodeProfiled>(&message)) {
+    engine::RemoteRank* rank = rank_of(profiled->rank);
+    if (rank == nullptr) return corrupt(fmt::format("an answer of rank {}", profiled->rank));
+    rank->on_profiled(*profiled);
+    return Ok{};
+  }
   const auto* figures = std::get_if<api::NodeFigures>(&message);
   if (figures == nullptr || figures->ranks.size() != size_t(ranks_per_node())) {
     return corrupt(fmt::format("a message of type {} out of order", message.index() + 1));

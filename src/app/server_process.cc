@@ -151,6 +151,8 @@ Status ProcessImpl::build_server(const MemoryPlan& plan) {
   server.enable_cache_report = flags.enabled("enable_cache_report");
   server.skip_tokenizer_init = flags.enabled("skip_tokenizer_init");
   server.health_timeout = from_seconds(config_.environment.health_check_timeout_s);
+  server.profile_directory = config_.environment.profile_directory;
+  server.home_directory = config_.environment.home_directory;
   server.server_args_json = json::dump(describe(config_));
   server.max_total_num_tokens = plan.max_total_tokens;
   server.num_ranks = config_.dp_size;

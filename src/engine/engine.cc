@@ -15,6 +15,7 @@
 #include "engine/step/batch.h"
 #include "engine/step/core.h"
 #include "engine/step/pace.h"
+#include "engine/step/rank_profiler.h"
 #include "engine/step/sampler.h"
 
 namespace tandem::engine {
@@ -91,12 +92,15 @@ class RankEngine final : public Engine {
   void handle(HoldCommand& command) { pace_.take(command, core_.now()); }
   void begin_drain();
   void post_vote();
+  void handle(ProfileCommand& command);
   bool step();
   bool follow(const parallel::StepDecision& decision);
   void lose_group(const std::string& reason);
   void end_everything(const std::string& reason, int32_t status_code);
   parallel::ExchangeMode exchange_mode(const parallel::StepDecision& decision) const;
   void run_batch(const parallel::StepDecision& decision);
+  void run_step(const parallel::StepDecision& decision);
+  StepFigures add_load(StepFigures figures);
   void leave_batch();
   void count_step(bool is_decode, int64_t tokens);
   void leave_group();
@@ -109,6 +113,8 @@ class RankEngine final : public Engine {
   Worker worker_;
   Pace pace_;
   BoundedQueue<Command> commands_;
+  RankProfiler profiler_{core_.config, core_.parts};
+  StepTimes times_;
   uint64_t next_step_ = 0, forward_steps_ = 0;
   bool is_formed_ = false;  // batch_ is the next step's; its requests end after it
   bool vote_posted_ = false;
@@ -166,6 +172,11 @@ void RankEngine::handle(FlushCacheCommand& command) {
   if (command.done) command.done(flushed);
 }
 
+void RankEngine::handle(ProfileCommand& command) {
+  if (!lost_) return profiler_.take(std::move(command));
+  if (command.done) command.done(peer_lost("A rank of this server was lost."));
+}
+
 // Low-latency form where the whole group decodes and every rank's batch fits it.
 parallel::ExchangeMode RankEngine::exchange_mode(const parallel::StepDecision& decision) const {
   const int64_t most = core_.config.max_low_latency_tokens;
@@ -177,6 +188,7 @@ parallel::ExchangeMode RankEngine::exchange_mode(const parallel::StepDecision& d
 // that sleeps votes without one.
 void RankEngine::post_vote() {
   const TimePoint now = core_.now();
+  times_.formed = now;
   if (pace_.held_for() > 0) pace_.look(with_worker([](auto& worker) { return worker.load().running; }), now);
   if (!is_formed_ && !pace_.is_asleep(now)) {
     with_worker([&](auto& worker) { worker.form(batch_, pace_.holds_decode()); });
@@ -196,7 +208,9 @@ void RankEngine::post_vote() {
   vote.can_split = core_.config.two_batch_overlap && can_split(batch_) ? 1 : 0;
   if (core_.parts.experts) vote.change_version = core_.parts.experts->staged();
   pace_.fill(vote, now);
-  core_.parts.communicator->post_vote(vote, now);
+  profiler_.vote(vote);
+  times_.voted = core_.now();
+  core_.parts.communicator->post_vote(vote, times_.voted);
   vote_posted_ = true;
 }
 
@@ -216,6 +230,8 @@ bool RankEngine::step() {
   left_ = decision.shutdown != 0;
   // Between two steps, and on all ranks before the same one.
   if (core_.parts.experts) core_.parts.experts->switch_staged(decision.change_version);
+  times_.decided = core_.now();
+  profiler_.agree(decision, times_);
   return !left_ && follow(decision);
 }
 
@@ -226,7 +242,7 @@ bool RankEngine::follow(const parallel::StepDecision& decision) {
   const bool runs = verdict == Pace::Verdict::kRun && decision.kind != parallel::StepKind::kNone;
   const bool is_held = decision.holds != 0 && batch_.kind() == parallel::StepKind::kDecode;
   if (is_held || (!runs && batch_.kind() != parallel::StepKind::kExtend)) leave_batch();
-  if (runs) run_batch(decision);
+  if (runs) run_step(decision);
   return runs || verdict == Pace::Verdict::kAgain;
 }
 
@@ -234,6 +250,7 @@ bool RankEngine::follow(const parallel::StepDecision& decision) {
 void RankEngine::lose_group(const std::string& reason) {
   lost_ = true;
   log::write(log::Level::kError, core_.config.log_scope, reason);
+  profiler_.close(reason);
   end_everything(reason, 500);
 }
 
@@ -248,6 +265,26 @@ void RankEngine::end_everything(const std::string& reason, int32_t status_code) 
   batch_.start(model::Phase::kDecode);
   core_.end_all(failed(reason, status_code));
   sweep();
+}
+
+void RankEngine::run_step(const parallel::StepDecision& decision) {
+  profiler_.before_step(decision, int64_t(forward_steps_) + 1, times_);
+  const bool is_recorded = profiler_.recording();
+  StepFigures figures;
+  figures.num_tokens = batch_.num_tokens();
+  figures.num_sequences = int32_t(batch_.entries().size());
+  const parallel::StepKind own = batch_.kind();
+  run_batch(decision);
+  if (is_recorded) profiler_.after_step(own, add_load(figures));
+}
+
+StepFigures RankEngine::add_load(StepFigures figures) {
+  figures.load = with_worker([](auto& worker) { return worker.load(); });
+  const scheduler::PoolCounts blocks = core_.pool.counts();
+  figures.free_blocks = blocks.free;
+  figures.leased_blocks = blocks.leased;
+  figures.cached_blocks = blocks.cached;
+  return figures;
 }
 
 void RankEngine::run_batch(const parallel::StepDecision& decision) {
@@ -271,7 +308,11 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
   if (batch_.empty()) return;  // an idle step: another rank had tokens
   const bool is_decode = batch_.kind() == parallel::StepKind::kDecode;
   const int64_t tokens = is_decode ? int64_t(batch_.entries().size()) : int64_t(batch_.num_tokens());
-  sampler_.run(core_.parts.kernels, batch_);
+  {
+    const profile::ScopedSpan span(core_.parts.spans, profile::Track::kScheduler, "sample");
+    sampler_.run(core_.parts.kernels, batch_);
+  }
+  const profile::ScopedSpan span(core_.parts.spans, profile::Track::kScheduler, "tokens and events");
   with_worker([&](auto& worker) { worker.after_step(batch_, sampler_); });
   count_step(is_decode, tokens);
 }
@@ -372,6 +413,7 @@ void RankEngine::run(std::stop_token stop) {
   begin_drain();
   end_everything("The server is shutting down.", 503);
   while (std::optional<Command> command = commands_.try_pop()) handle(std::move(*command));
+  profiler_.close("The server is shutting down.");
   publish();
   leave_group();
 }

@@ -18,6 +18,7 @@
 
 #include "api/generate.h"
 #include "api/handover.h"
+#include "api/profile.h"
 #include "base/clock.h"
 #include "base/queue.h"
 #include "kv/storage.h"
@@ -25,6 +26,12 @@
 #include "model/model.h"
 #include "parallel/communicator.h"
 #include "profile/metrics.h"
+
+namespace tandem::profile {
+class Recorder;
+class SharedRecorder;
+class TraceWriter;
+}  // namespace tandem::profile
 
 namespace tandem::engine {
 
@@ -81,6 +88,10 @@ struct EngineParts {
   parallel::Communicator* communicator = nullptr;
   profile::Metrics* metrics = nullptr;
   ExpertPort* experts = nullptr;  // null: experts are neither counted nor moved
+  // Profiling; without the first and the last it is refused.
+  profile::Recorder* spans = nullptr;                 // of this rank's engine thread
+  profile::SharedRecorder* transfer_spans = nullptr;  // of its transfer thread; null: none
+  profile::TraceWriter* traces = nullptr;
 };
 
 // Server -> engine.
@@ -106,8 +117,17 @@ struct HoldCommand {
   int32_t running_requests = 0;  // per rank; 0: hold no longer
   Duration timeout{};
 };
-using Command =
-    std::variant<SubmitCommand, CancelCommand, FlushCacheCommand, DrainCommand, SlowDownCommand, HoldCommand>;
+// Starts or stops profiling, on all ranks before the same step. done: the order is followed, after a stop also written;
+// kInvalidInput: it cannot be. Called on an engine's or the trace writer's thread; must only enqueue.
+struct ProfileCommand {
+  enum class Kind : uint8_t { kStart, kStop };
+  Kind kind = Kind::kStart;
+  api::ProfileCall call;  // kStart; its output_dir and profile_id are set
+  uint32_t version = 0;   // rises by one with each order to the group, which sets it
+  std::function<void(Status)> done;
+};
+using Command = std::variant<SubmitCommand, CancelCommand, FlushCacheCommand, DrainCommand, SlowDownCommand, HoldCommand,
+                             ProfileCommand>;
 
 // What other threads may know, copied under a lock once per turn.
 struct EngineSnapshot {

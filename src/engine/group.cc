@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <optional>
 #include <variant>
 
 #include "base/check.h"
@@ -25,6 +26,7 @@ std::function<void(api::EngineEvent)> EngineGroup::rank_sink() {
 PushResult EngineGroup::submit(Command command) {
   if (auto* request = std::get_if<SubmitCommand>(&command)) return submit_request(std::move(*request));
   if (auto* flush = std::get_if<FlushCacheCommand>(&command)) return flush_all(std::move(*flush));
+  if (auto* profile = std::get_if<ProfileCommand>(&command)) return profile_all(std::move(*profile));
   if (const auto* cancel = std::get_if<CancelCommand>(&command)) {
     size_t rank = 0;
     {
@@ -70,6 +72,39 @@ PushResult EngineGroup::flush_all(FlushCacheCommand command) {
   };
   for (EngineDoor* rank : ranks_) {
     if (rank->submit(FlushCacheCommand{answer}) != PushResult::kPushed) answer(false);
+  }
+  return PushResult::kPushed;
+}
+
+// Answered when all ranks have; with the error of the rank that knows best, if there is one. A rank whose queue is full
+// is asked again by nobody: the others go without it, and the answer says so.
+PushResult EngineGroup::profile_all(ProfileCommand command) {
+  struct Answers {
+    std::mutex mutex;
+    size_t missing;
+    std::optional<Error> error;
+    std::function<void(Status)> done;
+  };
+  const auto answers = std::make_shared<Answers>();
+  answers->missing = ranks_.size();
+  answers->done = std::move(command.done);
+  const auto answer = [answers](const Status& status) {
+    bool is_last = false;
+    {
+      std::lock_guard lock(answers->mutex);
+      const bool says_more = !answers->error || answers->error->code == ErrorCode::kCancelled;
+      if (!status && says_more) answers->error = status.error();
+      is_last = --answers->missing == 0;
+    }
+    if (is_last && answers->done) answers->done(answers->error ? Status(*answers->error) : Status(Ok{}));
+  };
+  command.done = answer;
+  {
+    std::lock_guard lock(mutex_);
+    command.version = ++profile_orders_;
+  }
+  for (EngineDoor* rank : ranks_) {
+    if (rank->submit(command) != PushResult::kPushed) answer(exhausted("The command queue of a rank is full."));
   }
   return PushResult::kPushed;
 }

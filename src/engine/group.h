@@ -45,6 +45,7 @@ class EngineGroup final : public EngineDoor {
   PushResult submit_request(SubmitCommand command);
   PushResult to_all(const std::function<Command()>& make);
   PushResult flush_all(FlushCacheCommand command);
+  PushResult profile_all(ProfileCommand command);
   void on_event(api::EngineEvent event);
   size_t choose(const api::EngineRequest& request);
   void forget(RequestId id);
@@ -57,6 +58,7 @@ class EngineGroup final : public EngineDoor {
   std::unordered_map<RequestId, Given> requests_;  // without a last event
   std::vector<Load> given_;                        // by rank, of those
   size_t next_ = 0;
+  uint32_t profile_orders_ = 0;
 };
 
 }  // namespace tandem::engine

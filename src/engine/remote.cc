@@ -89,6 +89,13 @@ api::EngineEvent abort_event(RequestId id, int32_t prompt_tokens, const std::str
   return event;
 }
 
+// Of another version of the program a code may be unknown.
+Status to_status(const api::NodeProfiled& answer) {
+  if (answer.code == 0) return Ok{};
+  const int code = answer.code - 1;
+  return Error{code <= int(ErrorCode::kCorrupt) ? ErrorCode(code) : ErrorCode::kCorrupt, answer.message};
+}
+
 }  // namespace
 
 RemoteRank::RemoteRank(uint32_t rank, const Clock& clock, SendNodeMessage send,
@@ -108,6 +115,7 @@ PushResult RemoteRank::submit(Command command) {
     const auto timeout = std::chrono::ceil<std::chrono::milliseconds>(hold->timeout);
     return send_(api::NodeHold{rank_, hold->version, hold->running_requests, uint32_t(timeout.count())});
   }
+  if (auto* order = std::get_if<ProfileCommand>(&command)) return profile(std::move(*order));
   return send_(api::NodeDrain{rank_});
 }
 
@@ -148,6 +156,26 @@ PushResult RemoteRank::flush(FlushCacheCommand command) {
   return pushed;
 }
 
+PushResult RemoteRank::profile(ProfileCommand command) {
+  uint64_t order_id = 0;
+  std::string lost;
+  {
+    std::lock_guard lock(mutex_);
+    order_id = next_profile_++;
+    lost = lost_;
+    if (lost.empty()) profiles_[order_id] = command.done;
+  }
+  if (!lost.empty()) {
+    if (command.done) command.done(peer_lost(lost));
+    return PushResult::kPushed;
+  }
+  const PushResult pushed =
+      send_(api::NodeProfile{rank_, order_id, uint8_t(command.kind), command.version, std::move(command.call)});
+  if (pushed == PushResult::kPushed) return pushed;
+  std::lock_guard lock(mutex_);
+  return profiles_.erase(order_id) > 0 ? pushed : PushResult::kPushed;  // fail() has answered it meanwhile
+}
+
 std::vector<EngineSnapshot> RemoteRank::snapshots() const {
   std::lock_guard lock(mutex_);
   return {snapshot_};
@@ -175,6 +203,18 @@ void RemoteRank::on_flushed(uint64_t flush_id, bool flushed) {
   if (done) done(flushed);
 }
 
+void RemoteRank::on_profiled(const api::NodeProfiled& answer) {
+  std::function<void(Status)> done;
+  {
+    std::lock_guard lock(mutex_);
+    const auto known = profiles_.find(answer.order_id);
+    if (known == profiles_.end()) return;
+    done = std::move(known->second);
+    profiles_.erase(known);
+  }
+  if (done) done(to_status(answer));
+}
+
 void RemoteRank::on_figures(const api::RankFigures& figures) {
   const EngineSnapshot snapshot = to_snapshot(figures, clock_.now());
   std::lock_guard lock(mutex_);
@@ -186,6 +226,7 @@ void RemoteRank::on_figures(const api::RankFigures& figures) {
 void RemoteRank::fail(const std::string& reason) {
   std::unordered_map<RequestId, int32_t> open;
   std::unordered_map<uint64_t, std::function<void(bool)>> flushes;
+  std::unordered_map<uint64_t, std::function<void(Status)>> profiles;
   {
     std::lock_guard lock(mutex_);
     if (!lost_.empty()) return;
@@ -193,10 +234,14 @@ void RemoteRank::fail(const std::string& reason) {
     snapshot_.lost = true;
     open.swap(open_);
     flushes.swap(flushes_);
+    profiles.swap(profiles_);
   }
   for (const auto& [id, prompt_tokens] : open) abort(id, prompt_tokens, reason);
   for (const auto& [id, done] : flushes) {
     if (done) done(false);
+  }
+  for (const auto& [id, done] : profiles) {
+    if (done) done(peer_lost(reason));
   }
 }
 
@@ -245,6 +290,15 @@ Status RankHost::take(api::NodeMessage message) {
     return to(flush->rank, FlushCacheCommand{[send = send_, flush = *flush](bool flushed) {
                 static_cast<void>(send(api::NodeFlushed{flush.rank, flush.flush_id, flushed}));
               }});
+  }
+  if (auto* profile = std::get_if<api::NodeProfile>(&message)) {
+    if (profile->kind > uint8_t(ProfileCommand::Kind::kStop)) return corrupt("an order to profile of an unknown kind");
+    ProfileCommand command{ProfileCommand::Kind(profile->kind), std::move(profile->call), profile->version, {}};
+    command.done = [send = send_, rank = profile->rank, order_id = profile->order_id](const Status& status) {
+      const uint8_t code = status ? uint8_t(0) : uint8_t(1 + int(status.error().code));
+      static_cast<void>(send(api::NodeProfiled{rank, order_id, code, status ? "" : status.error().message}));
+    };
+    return to(profile->rank, std::move(command));
   }
   return corrupt("a message of type " + std::to_string(message.index() + 1) + " that is no command");
 }

@@ -32,6 +32,7 @@ class RemoteRank final : public EngineDoor {
   // What came from the rank's node.
   void on_event(api::EngineEvent event);
   void on_flushed(uint64_t flush_id, bool flushed);
+  void on_profiled(const api::NodeProfiled& answer);
   void on_figures(const api::RankFigures& figures);
   // The node is gone: everything that it owes an answer ends with this one, and so does what is submitted from now on.
   void fail(const std::string& reason);
@@ -39,6 +40,7 @@ class RemoteRank final : public EngineDoor {
  private:
   PushResult submit_request(SubmitCommand command);
   PushResult flush(FlushCacheCommand command);
+  PushResult profile(ProfileCommand command);
   void abort(RequestId id, int32_t prompt_tokens, const std::string& reason);
 
   const uint32_t rank_;
@@ -50,6 +52,8 @@ class RemoteRank final : public EngineDoor {
   std::unordered_map<RequestId, int32_t> open_;  // without a last event; prompt tokens
   std::unordered_map<uint64_t, std::function<void(bool)>> flushes_;
   uint64_t next_flush_ = 1;
+  std::unordered_map<uint64_t, std::function<void(Status)>> profiles_;
+  uint64_t next_profile_ = 1;
   EngineSnapshot snapshot_;
   std::string lost_;  // why; empty: not lost
 };

@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "kernels/backends.h"
+#include "kernels/work.h"
 
 namespace tandem::kernels {
 namespace {
@@ -71,6 +72,8 @@ void mla_write_cache(const Context& ctx, const MlaShape& shape, TensorView kv_a,
   CHECK(norm_weight.dtype() == DType::kF32 && norm_weight.num_elements() == shape.kv_lora_rank);
   CHECK(positions.size() == slots.size());
   for (const int32_t slot : slots) CHECK(slot >= 0 && slot < int64_t(cache.num_blocks) * cache.block_tokens);
+  profile::OpSpan span(ctx.spans, "mla_write_cache");
+  if (span) span.work({int64_t(slots.size()), shape.row_width()}, 0, 8.0 * double(slots.size()) * shape.row_width());
   switch (ctx.backend) {
     case Backend::kRef:
       return ref::mla_write_cache(ctx, shape, kv_a, kv_a_row_stride, norm_weight, epsilon, positions, slots, rope,
@@ -89,6 +92,8 @@ void mla_rope_q(const Context& ctx, const MlaShape& shape, TensorView q, std::sp
   check_rope(rope, shape, positions);
   CHECK(q.dtype() == DType::kF32 && q_out.dtype() == ctx.act_dtype() && q.num_elements() == q_out.num_elements());
   CHECK(q.num_elements() == int64_t(positions.size()) * shape.num_heads * (shape.nope_dim + shape.rope_dim));
+  profile::OpSpan span(ctx.spans, "mla_rope_q");
+  if (span) note_rows(span, q_out, 0, bytes_of(q, q_out));
   switch (ctx.backend) {
     case Backend::kRef: return ref::mla_rope_q(ctx, shape, q, positions, rope, q_out);
     case Backend::kCpu: return cpu::mla_rope_q(ctx, shape, q, positions, rope, q_out);
@@ -99,6 +104,8 @@ void mla_rope_q(const Context& ctx, const MlaShape& shape, TensorView q, std::sp
 void mla_prefill(const Context& ctx, const MlaShape& shape, TensorView q, const KvUpWeights& weights,
                  const PagedCache& cache, std::span<const SequenceSpan> sequences, TensorView out) {
   check_attention(ctx, shape, q, cache, sequences, out);
+  profile::OpSpan span(ctx.spans, "mla_prefill");
+  if (span) note_attention(span, shape, cache, sequences, false, bytes_of(q, out));
   switch (ctx.backend) {
     case Backend::kRef: return ref::mla_prefill(ctx, shape, q, weights, cache, sequences, out);
     case Backend::kCpu: return cpu::mla_prefill(ctx, shape, q, weights, cache, sequences, out);
@@ -110,6 +117,8 @@ void mla_decode(const Context& ctx, const MlaShape& shape, TensorView q, const K
                 const PagedCache& cache, std::span<const SequenceSpan> sequences, TensorView out) {
   check_attention(ctx, shape, q, cache, sequences, out);
   for (const SequenceSpan& s : sequences) CHECK(s.num_rows == 1);
+  profile::OpSpan span(ctx.spans, "mla_decode");
+  if (span) note_attention(span, shape, cache, sequences, true, bytes_of(q, out));
   switch (ctx.backend) {
     case Backend::kRef: return ref::mla_decode(ctx, shape, q, weights, cache, sequences, out);
     case Backend::kCpu: return cpu::mla_decode(ctx, shape, q, weights, cache, sequences, out);

@@ -6,6 +6,7 @@
 #include "device/dtype.h"
 #include "device/tensor.h"
 #include "device/thread_pool.h"
+#include "profile/span.h"
 
 namespace tandem::kernels {
 
@@ -28,6 +29,7 @@ struct Context {
   Isa isa = Isa::kAvx2;  // read by kCpu only
   device::ThreadPool* pool = nullptr;
   device::Workspace* workspace = nullptr;
+  profile::Recorder* spans = nullptr;  // of the calling thread; null: operators are not recorded
 
   // Type of activations at the inputs of GEMMs and attention: f32 on the CPU, bf16 on kCuda. Everything else (residual
   // stream, router, softmax, combine, logits) is f32 everywhere.

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "kernels/backends.h"
+#include "kernels/work.h"
 
 namespace tandem::kernels {
 namespace {
@@ -56,6 +57,11 @@ void check_linear(const Context& ctx, const TensorView& x, const PackedWeight& w
 void run_linear(const Context& ctx, TensorView x, const PackedWeight& w, TensorView y, bool add) {
   check_linear(ctx, x, w, y);
   if (x.dim(0) == 0) return;
+  profile::OpSpan span(ctx.spans, add ? "linear_add" : "linear");
+  if (span) {
+    span.work({x.dim(0), w.rows(), w.cols()}, 2.0 * double(x.dim(0)) * double(w.rows()) * double(w.cols()),
+              double(w.bytes()) + bytes_of(x, y));
+  }
   switch (ctx.backend) {
     case Backend::kRef: return ref::linear(ctx, x, w, y, add);
     case Backend::kCpu: return cpu::linear(ctx, x, w, y, add);

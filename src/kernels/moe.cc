@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "kernels/backends.h"
+#include "kernels/work.h"
 
 namespace tandem::kernels {
 
@@ -22,6 +23,10 @@ void gate(const Context& ctx, const GateConfig& config, TensorView x, TensorView
   CHECK(bias.data() == nullptr || (bias.dtype() == DType::kF32 && bias.num_elements() == config.num_experts));
   CHECK(ids.dtype() == DType::kI32 && ids.num_elements() == x.dim(0) * config.top_k);
   CHECK(weights.dtype() == DType::kF32 && weights.num_elements() == x.dim(0) * config.top_k);
+  profile::OpSpan span(ctx.spans, "gate");
+  if (span)
+    span.work({x.dim(0), weight.dim(0), weight.dim(1)}, 2.0 * double(x.dim(0)) * double(weight.num_elements()),
+              bytes_of(x, weight));
   switch (ctx.backend) {
     case Backend::kRef: return ref::gate(ctx, config, x, weight, bias, ids, weights);
     case Backend::kCpu: return cpu::gate(ctx, config, x, weight, bias, ids, weights);
@@ -41,6 +46,16 @@ void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::sp
     CHECK(experts[slot]->gate_up.rows() == 2 * int64_t(intermediate) && experts[slot]->gate_up.cols() == x.dim(1));
     CHECK(experts[slot]->down.rows() == x.dim(1) && experts[slot]->down.cols() == intermediate);
   }
+  profile::OpSpan span(ctx.spans, "grouped_mlp");
+  if (span) {
+    double bytes = bytes_of(x, y);
+    for (size_t slot = 0; slot < experts.size(); ++slot) {
+      if (sort.slot_begin[slot] == sort.slot_begin[slot + 1]) continue;
+      bytes += double(experts[slot]->gate_up.bytes() + experts[slot]->down.bytes());
+    }
+    span.work({y.dim(0), 2 * int64_t(intermediate), x.dim(1)},
+              6.0 * double(y.dim(0)) * double(intermediate) * double(x.dim(1)), bytes);
+  }
   switch (ctx.backend) {
     case Backend::kRef: return ref::grouped_mlp(ctx, x, sort, experts, intermediate, y);
     case Backend::kCpu: return cpu::grouped_mlp(ctx, x, sort, experts, intermediate, y);
@@ -52,6 +67,8 @@ void combine(const Context& ctx, std::span<const float* const> rows, TensorView 
   CHECK(weights.dtype() == DType::kF32 && out.dtype() == DType::kF32);
   CHECK(weights.rank() == 2 && out.rank() == 2 && weights.dim(0) == out.dim(0));
   CHECK(int64_t(rows.size()) == weights.num_elements());
+  profile::OpSpan span(ctx.spans, "combine");
+  if (span) note_rows(span, out, 2 * double(weights.dim(1)), bytes_of(out) * double(2 + weights.dim(1)));
   switch (ctx.backend) {
     case Backend::kRef: return ref::combine(ctx, rows, weights, out);
     case Backend::kCpu: return cpu::combine(ctx, rows, weights, out);

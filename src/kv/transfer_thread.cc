@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <deque>
+#include <map>
 #include <thread>
 
 #include "base/check.h"
@@ -26,8 +27,9 @@ Overloaded(F...) -> Overloaded<F...>;  // clang 14 does not deduce aggregates
 }  // namespace
 
 struct TransferThread::State {
-  State(std::unique_ptr<KvTransfer> transfer, TransferPort& port, const Clock& clock, std::function<void()> on_report)
-      : transfer(std::move(transfer)), port(port), clock(clock), on_report(std::move(on_report)) {
+  State(std::unique_ptr<KvTransfer> transfer, TransferPort& port, const Clock& clock, std::function<void()> on_report,
+        profile::SharedRecorder* spans)
+      : transfer(std::move(transfer)), port(port), clock(clock), on_report(std::move(on_report)), spans(spans) {
     address = this->transfer->address();
   }
 
@@ -59,13 +61,50 @@ struct TransferThread::State {
     }
     if (backlog.empty()) {
       events.clear();
-      any |= transfer->poll(clock.now(), events);
+      const TimePoint began = clock.now();
+      const bool moved = transfer->poll(began, events);
+      any |= moved;
+      if (spans != nullptr) record(began, moved);
       for (TransferEvent& event : events) {
         std::visit([&](auto& e) { backlog.push_back(std::move(e)); }, event);
       }
       bytes_read.store(transfer->bytes_read(), std::memory_order_relaxed);
     }
     return hand_over() || any;
+  }
+
+  // Reads from their posting to their end; a poll that did something, which on a prefill server is rows being sent.
+  void record(TimePoint began, bool moved) {
+    const bool on = spans->on();
+    for (const TransferEvent& event : events) {
+      const auto* read = std::get_if<ReadFinished>(&event);
+      if (read == nullptr) continue;
+      const auto posted = reads.find(read->read_id);
+      if (posted == reads.end()) continue;
+      if (on) push("read", profile::SpanKind::kAsync, posted->second, read->read_id);
+      reads.erase(posted);
+    }
+    if (on && moved) push("transfer", profile::SpanKind::kSpan, {began, 0}, 0);
+  }
+  struct PostedRead {
+    TimePoint at;
+    uint64_t num_bytes;
+  };
+  void push(const char* name, profile::SpanKind kind, const PostedRead& what, uint64_t id) {
+    profile::Span span{};
+    span.begin_ns = what.at.time_since_epoch().count();
+    span.end_ns = spans->now_ns();
+    span.name = name;
+    span.track = profile::Track::kTransfer;
+    span.kind = kind;
+    span.id = id;
+    span.layer = -1;
+    if (what.num_bytes > 0) {
+      span.labels = "bytes";
+      span.values[0] = double(what.num_bytes);
+      span.num_values = 1;
+    }
+    spans->push(span);
   }
 
   // This thread is the only producer of reports, so room seen is room kept.
@@ -88,17 +127,28 @@ struct TransferThread::State {
                      backlog.push_back(ConnectStarted{c.connect_id, peer});
                    },
                    [&](SendCommand& c) { transfer->send(c.peer, std::move(c.bytes)); },
-                   [&](ReadCommand& c) { transfer->post_read(c.read_id, c.peer, c.ranges); },
+                   [&](ReadCommand& c) {
+                     if (spans != nullptr) note(c);
+                     transfer->post_read(c.read_id, c.peer, c.ranges);
+                   },
                    [&](CancelReadCommand& c) { transfer->cancel_read(c.read_id); },
                    [&](DisconnectCommand& c) { transfer->disconnect(c.peer); },
                },
                command);
   }
 
+  void note(const ReadCommand& read) {
+    uint64_t num_bytes = 0;
+    for (const CopyRange& range : read.ranges) num_bytes += range.bytes;
+    reads[read.read_id] = {clock.now(), num_bytes};
+  }
+
   const std::unique_ptr<KvTransfer> transfer;
   TransferPort& port;
   const Clock& clock;
   const std::function<void()> on_report;
+  profile::SharedRecorder* const spans;  // null: nothing is recorded
+  std::map<uint64_t, PostedRead> reads;  // under way; every read ends
   std::string address;
   std::atomic<uint64_t> bytes_read = 0;
   std::deque<TransferReport> backlog;  // at most one poll's events, or as many as reports fit
@@ -107,8 +157,8 @@ struct TransferThread::State {
 };
 
 TransferThread::TransferThread(std::unique_ptr<KvTransfer> transfer, TransferPort& port, const Clock& clock,
-                               std::function<void()> on_report)
-    : state_(std::make_unique<State>(std::move(transfer), port, clock, std::move(on_report))) {
+                               std::function<void()> on_report, profile::SharedRecorder* spans)
+    : state_(std::make_unique<State>(std::move(transfer), port, clock, std::move(on_report), spans)) {
   state_->thread = std::jthread([state = state_.get()](std::stop_token stop) { state->run(stop); });
 }
 

@@ -10,6 +10,7 @@
 
 #include "base/queue.h"
 #include "kv/transfer.h"
+#include "profile/span.h"
 
 namespace tandem::kv {
 
@@ -53,8 +54,9 @@ struct TransferPort {
 class TransferThread {
  public:
   // on_report: called on the transfer thread after reports were queued; must only wake the engine.
+  // spans: where reads and the transfer's work are recorded; null: nowhere. Borrowed.
   TransferThread(std::unique_ptr<KvTransfer> transfer, TransferPort& port, const Clock& clock,
-                 std::function<void()> on_report);
+                 std::function<void()> on_report, profile::SharedRecorder* spans = nullptr);
   ~TransferThread();  // stops and joins
 
   std::string address() const;

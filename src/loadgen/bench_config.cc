@@ -32,16 +32,23 @@ Status check_range(const char* flag, int64_t value, int64_t low, int64_t high) {
 Status refuse_later(const BenchConfig& c) {
   const std::pair<bool, const char*> later[] = {
       {c.plot_throughput, "--plot-throughput"},
-      {c.profile, "--profile"},
-      {c.profile_by_stage, "--profile-by-stage"},
-      {c.profile_num_steps.has_value(), "--profile-num-steps"},
-      {!c.profile_stages.empty(), "--profile-stages"},
-      {!c.profile_prefill_url.empty(), "--profile-prefill-url"},
-      {!c.profile_decode_url.empty(), "--profile-decode-url"},
   };
   for (auto [given, flag] : later) {
     if (given) return invalid_input(fmt::format("{}: not in this version", flag));
   }
+  return Ok{};
+}
+
+Status check_profile(const BenchConfig& c) {
+  const bool urls = !c.profile_prefill_url.empty() || !c.profile_decode_url.empty();
+  if (urls && !c.pd_separated) {
+    return invalid_input("--profile-prefill-url and --profile-decode-url need --pd-separated");
+  }
+  if (!c.profile_prefill_url.empty() && !c.profile_decode_url.empty()) {
+    return invalid_input("--profile-prefill-url and --profile-decode-url exclude each other");
+  }
+  if (c.profile_num_steps) RETURN_IF_ERROR(check_range("--profile-num-steps", *c.profile_num_steps, 1, INT32_MAX));
+  if (c.profile_by_stage && !c.profile_num_steps) return invalid_input("--profile-by-stage needs --profile-num-steps");
   return Ok{};
 }
 
@@ -99,6 +106,7 @@ Status BenchConfig::validate() const {
         backend));
   }
   RETURN_IF_ERROR(refuse_later(*this));
+  RETURN_IF_ERROR(check_profile(*this));
   if (base_url.empty()) RETURN_IF_ERROR(check_range("--port", port.value_or(known->default_port), 1, 65535));
   auto url = net::parse_url(origin());
   if (!url) return invalid_input(fmt::format("--base-url {}: {}", origin(), url.error().message));

@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "base/check.h"
+#include "loadgen/profile_servers.h"
 #include "loadgen/progress.h"
 #include "loadgen/request_body.h"
 #include "loadgen/runner.h"
@@ -40,6 +41,7 @@ class Bench {
     RETURN_IF_ERROR(make_requests());
     RETURN_IF_ERROR(warm_up());
     if (config_.flush_cache) RETURN_IF_ERROR(target_.flush_cache());
+    RETURN_IF_ERROR(start_profiling());
     return measure();
   }
 
@@ -125,6 +127,31 @@ class Bench {
     return Ok{};
   }
 
+  // The servers named, or the one under test; behind a router all of its servers.
+  Status start_profiling() {
+    if (!config_.profile) return Ok{};
+    ProfileOrder order;
+    order.urls = config_.profile_prefill_url.empty() ? config_.profile_decode_url : config_.profile_prefill_url;
+    if (order.urls.empty()) order.urls.push_back(config_.origin());
+    order.authorization = config_.authorization;
+    if (config_.profile_num_steps) order.num_steps = *config_.profile_num_steps;
+    order.activities = config_.profile_activities;
+    order.stages = config_.profile_stages;
+    order.by_stage = config_.profile_by_stage;
+    print("Starting profiler...\n");
+    ASSIGN_OR_RETURN(profiled_, start_profiles(order));
+    print("Profiler started\n");
+    return Ok{};
+  }
+
+  Status stop_profiling() {
+    if (profiled_.empty() || config_.profile_num_steps) return Ok{};
+    print("Stopping profiler...\n");
+    RETURN_IF_ERROR(stop_profiles(profiled_, config_.authorization));
+    print("Profiler stopped\n");
+    return Ok{};
+  }
+
   Result<Report> measure() {
     const std::vector<WorkItem>& items = workload_.items;
     LoadPlan plan = plan_for(items.size());
@@ -135,6 +162,7 @@ class Bench {
                       parts_.clock->now());
     plan.progress = [&](size_t done, size_t failed, TimePoint now) { line.update(done, failed, now); };
     ASSIGN_OR_RETURN(LoadOutcome outcome, run_load(plan, *parts_.clock, parts_.stop));
+    RETURN_IF_ERROR(stop_profiling());
 
     json::Value server_info = nullptr;
     std::optional<double> accept_length;
@@ -178,6 +206,7 @@ class Bench {
   std::string model_, tokenizer_path_;
   std::shared_ptr<const text::Tokenizer> tokenizer_;
   Workload workload_;
+  std::vector<ProfiledServer> profiled_;
   RequestShape shape_;
 };
 

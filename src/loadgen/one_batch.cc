@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "loadgen/batch_call.h"
+#include "loadgen/profile_servers.h"
 #include "loadgen/target.h"
 #include "loadgen/workload.h"
 
@@ -71,6 +72,7 @@ class OneBatch {
         }
       }
     }
+    if (config_.profile) RETURN_IF_ERROR(profile_all(results));
     if (!config_.result_filename.empty()) print(fmt::format("\nResults are saved to {}\n", config_.result_filename));
     if (config_.show_report) print("\n" + one_batch_table(results, config_.dollars_per_hour));
     return results;
@@ -104,6 +106,27 @@ class OneBatch {
       if (!fits(batch, kWarmupInput, kWarmupOutput)) continue;
       auto warm = run_case(batch, kWarmupInput, kWarmupOutput);
       if (!warm) return Error{warm.error().code, "warm-up (--skip-warmup leaves it out): " + warm.error().message};
+    }
+    return Ok{};
+  }
+
+  // Measured figures stay those of the runs without it.
+  Status profile_all(const std::vector<OneBatchResult>& cases) {
+    for (const OneBatchResult& one : cases) {
+      ProfileOrder order;
+      order.urls = {config_.base_url};
+      order.authorization = config_.authorization;
+      order.output_dir = config_.profile_output_dir;
+      order.num_steps = config_.profile_steps;
+      order.by_stage = config_.profile_by_stage;
+      order.prefix = fmt::format("{}{}bs-{}-il-{}", config_.profile_prefix, config_.profile_prefix.empty() ? "" : "-",
+                                 one.batch_size, one.input_len);
+      ASSIGN_OR_RETURN(const std::vector<ProfiledServer> profiled, start_profiles(order));
+      print(fmt::format("profiling {} steps: {}\n", config_.profile_steps, order.prefix));
+      ASSIGN_OR_RETURN(const OneBatchResult again, run_case(one.batch_size, one.input_len, one.output_len));
+      // Too few steps for the window to end by itself: what there is gets written. Where it has ended there is nothing
+      // to stop, which is no error here.
+      static_cast<void>(stop_profiles(profiled, config_.authorization));
     }
     return Ok{};
   }

@@ -28,6 +28,11 @@ struct OneBatchConfig {
   bool show_report = false;                      // a Markdown table at the end
   std::string dataset_path;                      // content of the prompts; empty: random words
   std::string result_filename = "result.jsonl";  // appended to; empty: not saved
+  bool profile = false;                          // every case once more after the measured one, profiled
+  int32_t profile_steps = 5;
+  bool profile_by_stage = false;
+  std::string profile_prefix;      // before "bs-<batch>-il-<input>"
+  std::string profile_output_dir;  // on the servers' machines; empty: their default
   uint64_t seed = 42;
   double dollars_per_hour = 0;  // of all the server's accelerators, for the table's cost columns; 0: left out
   Duration request_timeout = std::chrono::hours(6);  // of one batch

@@ -49,13 +49,13 @@ net::Headers Target::headers() const {
   return headers;
 }
 
-Result<std::string> Target::ask(const char* method, std::string_view path, Duration timeout) const {
+Result<std::string> Target::ask(const char* method, std::string_view path, Duration timeout, std::string body) const {
   net::ClientRequest request;
   request.method = method;
   request.url = url(path);
   request.headers = headers();
   request.keep_alive = false;
-  if (request.method == "POST") request.body = std::make_shared<const std::string>();
+  if (request.method == "POST") request.body = std::make_shared<const std::string>(std::move(body));
   auto response = net::fetch(std::move(request), timeout);
   if (!response) return Error{response.error().code, fmt::format("{} {}: {}", method, path, response.error().message)};
   if (response->status != 200) {
@@ -81,6 +81,12 @@ Result<json::Document> Target::server_info() const {
 Status Target::flush_cache() const {
   ASSIGN_OR_RETURN(std::string body, ask("POST", "/flush_cache", kFlushTimeout));
   return Ok{};
+}
+
+Result<std::string> Target::get(std::string_view path) const { return ask("GET", path, kAskTimeout); }
+
+Result<std::string> Target::post(std::string_view path, std::string body, Duration timeout) const {
+  return ask("POST", path, timeout, std::move(body));
 }
 
 std::optional<double> internal_state_number(Element info, std::string_view key) {

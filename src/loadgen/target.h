@@ -24,10 +24,13 @@ class Target {
   // /get_server_info as it came: one server's, or {"prefill": [...], "decode": [...]} behind a router.
   Result<json::Document> server_info() const;
   Status flush_cache() const;
+  // Any answer of status 200; kNotFound for every other, with what the server says.
+  Result<std::string> get(std::string_view path) const;
+  Result<std::string> post(std::string_view path, std::string body, Duration timeout) const;
 
  private:
   Target(net::Url url, std::string authorization) : url_(std::move(url)), authorization_(std::move(authorization)) {}
-  Result<std::string> ask(const char* method, std::string_view path, Duration timeout) const;
+  Result<std::string> ask(const char* method, std::string_view path, Duration timeout, std::string body = {}) const;
 
   net::Url url_;
   std::string authorization_;

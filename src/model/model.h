@@ -80,6 +80,7 @@ struct RankOptions {
   int num_threads = 1;                                 // of its pool
   std::unique_ptr<parallel::ExpertExchange> exchange;  // of exchange_shape(); null for models without experts
   const Clock* clock = nullptr;                        // for the exchange's deadlines
+  profile::Recorder* spans = nullptr;                  // of its engine thread; null: nothing is recorded
 };
 
 struct LoadOptions {

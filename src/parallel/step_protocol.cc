@@ -45,6 +45,7 @@ StepDecision decide(std::span<const StepVote> votes) {
   const auto kind_of = [&](const StepVote& vote) {
     return decision.holds != 0 && vote.kind == StepKind::kDecode ? StepKind::kNone : vote.kind;
   };
+  decision.profile_version = votes[0].profile_version;
   for (const StepVote& vote : votes) {
     CHECK(vote.step == decision.step);
     const StepKind kind = kind_of(vote);
@@ -58,6 +59,8 @@ StepDecision decide(std::span<const StepVote> votes) {
     }
     decision.sleep_ms = std::max(decision.sleep_ms, vote.sleep_ms);
     decision.change_version = std::min(decision.change_version, vote.change_version);
+    decision.profile_version = std::min(decision.profile_version, vote.profile_version);
+    decision.profile_refused = std::max(decision.profile_refused, vote.profile_refused);
   }
   for (const StepVote& vote : votes) {
     same_kind = same_kind && (strength(kind_of(vote)) == 0 || kind_of(vote) == decision.kind);

@@ -25,11 +25,13 @@ struct StepVote {
   uint8_t sleep_ready = 0;      // has slept as long as the slow-down below says; false: the group waits
   uint8_t can_split = 0;        // its tokens, or none, can be cut into two batches
   uint32_t sleep_ms = 0;        // requested pause before each step (slow_down)
-  uint32_t change_version = 0;  // newest pending change (placement, profile window) this rank has prepared
+  uint32_t change_version = 0;  // newest pending change of the placement that this rank has prepared
   uint8_t hold_version = 0;     // newest order to hold decode back that this rank has taken, modulo 256
   uint8_t holds = 0;            // what it waits for by that order is not there yet
+  uint32_t profile_version = 0;  // newest order to start or stop profiling that this rank has prepared
+  uint32_t profile_refused = 0;  // newest of those that it cannot follow
 };
-static_assert(sizeof(StepVote) == 32);
+static_assert(sizeof(StepVote) == 40);
 
 struct StepDecision {
   uint64_t step = 0;
@@ -43,9 +45,11 @@ struct StepDecision {
   uint32_t change_version = 0;  // smallest prepared version: what may be switched before this step
   uint32_t num_ranks = 0;
   uint8_t holds = 0;  // a rank holds decode back, or not all know of the same order: decode batches count as none
+  uint32_t profile_version = 0;  // smallest: orders up to it are followed before this step
+  uint32_t profile_refused = 0;  // largest: that order is refused on all ranks
   bool operator==(const StepDecision&) const = default;
 };
-static_assert(sizeof(StepDecision) == 40);
+static_assert(sizeof(StepDecision) == 48);
 
 // votes: one per rank, rank order, all for the same step (CHECK). Pure.
 StepDecision decide(std::span<const StepVote> votes);

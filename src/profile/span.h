@@ -87,7 +87,7 @@ class Recorder {
   void resume(bool on) { on_.store(on, std::memory_order_relaxed); }
   SpanBuffer stop() {
     resume(false);
-    return std::move(buffer_);
+    return std::exchange(buffer_, {});
   }
   bool records_ops() const { return ops_; }
 

@@ -42,6 +42,8 @@ constexpr Route kRoutes[] = {
     {"/abort_request", kPost, post_abort_request},
     {"/slow_down", kGet | kPost, slow_down},
     {"/hold_admission", kPost, post_hold_admission},
+    {"/start_profile", kGet | kPost, start_profile},
+    {"/stop_profile", kGet | kPost, stop_profile},
     {"/start_expert_distribution_record", kGet | kPost, start_expert_recording},
     {"/stop_expert_distribution_record", kGet | kPost, stop_expert_recording},
     {"/dump_expert_distribution_record", kGet | kPost, dump_expert_recording},

@@ -50,6 +50,8 @@ struct ServerConfig {
   bool skip_tokenizer_init = false;
   Duration health_timeout = std::chrono::seconds(20);    // without progress of the engine
   Duration control_timeout = std::chrono::seconds(600);  // /flush_cache: until the engine has answered
+  std::string profile_directory = "/tmp";                // /start_profile without output_dir
+  std::string home_directory;                            // what "~" in an output_dir stands for; empty: not expanded
   std::string server_args_json = "{}";                   // an object: all resolved arguments, for /get_server_info
   int64_t max_total_num_tokens = 0;                      // of a rank
   int32_t num_ranks = 1;                                 // data-parallel ones

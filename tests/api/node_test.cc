@@ -77,7 +77,9 @@ std::vector<NodeMessage> one_of_each() {
           NodeWantsStop{},
           NodeSlowDown{2, 180000},
           NodeHold{3, 255, 64, 300000},
-          NodeExperts{"what balancers say"}};
+          NodeExperts{"what balancers say"},
+          NodeProfile{2, 5, 1, 7, ProfileCall{"/tmp/x", 5, 12, false, false, true, false, true, true, "p", "17.5"}},
+          NodeProfiled{2, 5, 3, "why"}};
 }
 
 // What is read is written again to the same bytes, so no field is lost on either way.

@@ -1,7 +1,9 @@
 """Servers of several nodes, all on this machine: same tokens as one rank, prefill and decode apart, experts counted and
 moved while it serves, a node that dies, nodes that do not fit together or do not come."""
 
+import gzip
 import http.client
+import json
 import os
 import pathlib
 import signal
@@ -115,6 +117,25 @@ class CombinedTest(Case):
         self.wait_idle()
         self.assertEqual(request(self.port, "POST", "/flush_cache").status, 200)
         wait_until(lambda: not any(s["cached_blocks"] for s in states(self.deployment.front)), 5, "nothing cached")
+
+    def test_ranks_of_both_nodes_record_the_same_steps_and_refuse_together(self):
+        refused = request(self.port, "POST", "/start_profile", {"output_dir": "/proc/none"})
+        self.assertEqual(refused.status, 400)
+        self.assertIn("/proc/none", refused.json()["message"])
+        with tempfile.TemporaryDirectory(prefix="tandem-profile-") as directory:
+            body = {"output_dir": directory, "num_steps": 6, "merge_profiles": True}
+            self.assertEqual(request(self.port, "POST", "/start_profile", body).status, 200)
+            self.tokens(self.deployment.front, PROMPTS[0]["ids"], data_parallel_rank=3)
+            merged = lambda: list(pathlib.Path(directory).glob("merged-*.gz"))
+            wait_until(merged, 40, "the merged trace")
+            files = sorted(pathlib.Path(directory).glob("*-TP-*.gz"))
+            self.assertEqual(len(files), 4)
+            traces = [json.load(gzip.open(path))["traceEvents"] for path in files]
+            steps = [[event["args"]["step"] for event in trace if event["name"] == "step"] for trace in traces]
+            self.assertEqual(len(steps[0]), 6)
+            self.assertEqual(steps, [steps[0]] * 4)
+            self.assertEqual(request(self.port, "POST", "/stop_profile").status, 400)
+        self.wait_idle()
 
     def test_zz_a_signal_to_the_other_node_ends_all_nodes_in_agreement(self):
         first, other = self.deployment.servers[:2]

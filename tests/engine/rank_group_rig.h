@@ -1,6 +1,7 @@
 // The trained model on several ranks as the server runs it: an engine thread per rank, one group, one balancer thread.
 #pragma once
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <condition_variable>
@@ -11,6 +12,8 @@
 #include "engine/expert_balancer.h"
 #include "engine/expert_port.h"
 #include "engine/group.h"
+#include "profile/span.h"
+#include "profile/trace_writer.h"
 #include "tests/engine/engine_rig.h"
 #include "tests/model/model_runner.h"
 
@@ -22,6 +25,7 @@ class RankGroup {
     int32_t num_ranks = 1, slots_per_rank = 32, num_spares = 0;
     engine::LoadBalance balance = engine::LoadBalance::kRoundRobin;
     engine::ExpertBalancerConfig balancer = {};
+    bool two_batches = false;
   };
 
   explicit RankGroup(const Options& options)
@@ -63,6 +67,7 @@ class RankGroup {
     ~Members();
     SystemClock clock;
     profile::Metrics metrics;
+    profile::TraceWriter traces{clock};
     engine::EngineGroup group;
     std::vector<std::unique_ptr<Rank>> ranks;
     std::unique_ptr<engine::ExpertBalancer> balancer;
@@ -74,6 +79,7 @@ class RankGroup {
 };
 
 struct RankGroup::Rank {
+  std::unique_ptr<profile::Recorder> spans;
   std::unique_ptr<model::Model> model;
   std::unique_ptr<engine::ExpertPort> experts;
   std::optional<kv::KvStorage> cache;
@@ -84,8 +90,7 @@ struct RankGroup::Rank {
   std::jthread thread;
 };
 
-inline RankGroup::Members::Members(std::function<void(api::EngineEvent)> sink, const Options& options)
-    : group(options.balance, std::move(sink)) {
+inline engine::EngineConfig group_config(const RankGroup::Options& options) {
   engine::EngineConfig config;
   config.block_tokens = 16;
   config.max_total_tokens = 4096;
@@ -94,22 +99,32 @@ inline RankGroup::Members::Members(std::function<void(api::EngineEvent)> sink, c
   config.max_prefill_tokens = 64;
   config.context_length = 512;
   config.max_low_latency_tokens = 16;
+  config.two_batch_overlap = options.two_batches;
+  return config;
+}
+
+inline RankGroup::Members::Members(std::function<void(api::EngineEvent)> sink, const Options& options)
+    : group(options.balance, std::move(sink)) {
+  engine::EngineConfig config = group_config(options);
   model::testing::RunnerOptions runner;
   if (!kernels::cpu_supports(kernels::Isa::kAvx2)) runner.backend = kernels::Backend::kRef;
   model::LoadOptions load = model::testing::load_options(runner);
   load.limits = engine::forward_limits(config);
   load.experts.topology = {1, options.num_ranks, options.slots_per_rank};
   load.experts.spare_slots = options.num_spares;
+  load.experts.two_batches = options.two_batches;
   load.experts.max_low_latency_tokens = config.max_low_latency_tokens;
   const model::ModelConfig model_config = *model::load_config(load.directory, "");
   load.experts.placement = experts::trivial_placement(model_config.num_layers, model_config.num_routed_experts,
                                                       load.experts.topology.num_slots());
   auto exchanges = parallel::make_local_exchanges(exchange_shape(model_config, load), std::chrono::seconds(60), 0);
   std::vector<model::RankOptions> rank_options;
+  std::vector<std::unique_ptr<profile::Recorder>> recorders;
   for (auto& exchange : exchanges) {
     model::RankOptions& rank = rank_options.emplace_back();
     rank.rank = exchange->rank();
     rank.clock = &clock;
+    rank.spans = recorders.emplace_back(std::make_unique<profile::Recorder>(clock)).get();
     rank.exchange = std::move(exchange);
   }
   auto models = load_ranks(load, std::move(rank_options));
@@ -118,6 +133,7 @@ inline RankGroup::Members::Members(std::function<void(api::EngineEvent)> sink, c
   engine::BalancerParts balancer_parts;
   for (int32_t i = 0; i < options.num_ranks; ++i) {
     Rank& rank = *ranks.emplace_back(std::make_unique<Rank>());
+    rank.spans = std::move(recorders[size_t(i)]);
     rank.model = std::move((*models)[size_t(i)]);
     rank.experts = std::make_unique<engine::ExpertPort>(model_config.num_layers, model_config.num_routed_experts,
                                                         *rank.model->expert_slots());
@@ -129,12 +145,15 @@ inline RankGroup::Members::Members(std::function<void(api::EngineEvent)> sink, c
     engine::EngineParts parts;
     parts.clock = &clock;
     parts.model = rank.model.get();
-    parts.kernels = {runner.backend, kernels::best_isa(), &rank.pool, &rank.workspace};
+    parts.kernels = {runner.backend, kernels::best_isa(), &rank.pool, &rank.workspace, rank.spans.get()};
+    parts.spans = rank.spans.get();
+    parts.traces = &traces;
     parts.cache = &*rank.cache;
     parts.communicator = rank.communicator.get();
     parts.metrics = &metrics;
     parts.experts = rank.experts.get();
     config.dp_rank = i;
+    if (options.num_ranks > 1) config.log_scope = fmt::format("DP{0} TP{0} EP{0}", i);
     auto engine = engine::Engine::create(config, parts, group.rank_sink());
     CHECK(engine.has_value());
     rank.engine = std::move(*engine);

@@ -58,8 +58,9 @@ TEST(BenchConfig, EachFaultIsRefusedByTheNameOfItsFlag) {
       {"--extra-request-body", [](BenchConfig& c) { c.extra_request_body = "{"; }},
       {"--gsp-question-len", [](BenchConfig& c) { c.gsp_question_len = 0; }},
       {"--plot-throughput: not in this version", [](BenchConfig& c) { c.plot_throughput = true; }},
-      {"--profile: not in this version", [](BenchConfig& c) { c.profile = true; }},
-      {"--profile-prefill-url: not in this version", [](BenchConfig& c) { c.profile_prefill_url = {"http://a:1"}; }},
+      {"--profile-by-stage needs --profile-num-steps", [](BenchConfig& c) { c.profile_by_stage = true; }},
+      {"--profile-prefill-url and --profile-decode-url need --pd-separated",
+       [](BenchConfig& c) { c.profile_prefill_url = {"http://a:1"}; }},
   };
   for (const auto& [wanted, spoil] : cases) {
     BenchConfig config = random_config();

@@ -49,6 +49,15 @@ TEST(Decide, ShutdownAndTheEndOfASleepNeedEveryRank) {
   EXPECT_EQ(decide(votes).sleep_ready, 1);
 }
 
+TEST(Decide, OrdersToProfileWaitForTheLastRankAndOneRefusalIsAllRanks) {
+  std::vector<StepVote> votes = {vote(StepKind::kDecode, 1), vote(StepKind::kNone, 0)};
+  votes[0].profile_version = 3;
+  votes[1].profile_version = 2;
+  votes[1].profile_refused = 2;
+  EXPECT_EQ(decide(votes).profile_version, 2u);
+  EXPECT_EQ(decide(votes).profile_refused, 2u);
+}
+
 TEST(Decide, LongestSleepAndOldestPreparedChangeApply) {
   std::vector<StepVote> votes = {vote(StepKind::kDecode, 1), vote(StepKind::kDecode, 1)};
   votes[0].sleep_ms = 20;

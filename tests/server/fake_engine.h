@@ -41,7 +41,14 @@ class FakeEngine final : public engine::Engine {
     answers_cancels_ = answers;
   }
 
+  // What orders to profile are answered.
+  void set_profile_answer(Status status) {
+    std::lock_guard lock(mutex_);
+    profile_answer_ = std::move(status);
+  }
+
   std::vector<api::EngineRequest> submitted() const { return locked(submitted_); }
+  std::vector<engine::ProfileCommand> profiles() const { return locked(profiles_); }
   std::vector<engine::CancelCommand> cancelled() const { return locked(cancelled_); }
   bool drained() const { return locked(drained_); }
   std::vector<engine::SlowDownCommand> slow_downs() const { return locked(slow_downs_); }
@@ -60,6 +67,7 @@ class FakeEngine final : public engine::Engine {
       if (auto* slow_down = std::get_if<engine::SlowDownCommand>(&command)) slow_downs_.push_back(*slow_down);
       if (auto* hold = std::get_if<engine::HoldCommand>(&command)) holds_.push_back(*hold);
       if (std::holds_alternative<engine::DrainCommand>(command)) drained_ = true;
+      if (auto* profile = std::get_if<engine::ProfileCommand>(&command)) profiles_.push_back(*profile);
     }
     if (auto* submit = std::get_if<engine::SubmitCommand>(&command)) {
       if (script) script(submit->request, sink_);
@@ -67,6 +75,8 @@ class FakeEngine final : public engine::Engine {
       if (locked(answers_cancels_)) sink_(aborted(cancel->id));
     } else if (auto* flush = std::get_if<engine::FlushCacheCommand>(&command)) {
       flush->done(locked(flush_answer_));
+    } else if (auto* profile = std::get_if<engine::ProfileCommand>(&command)) {
+      profile->done(locked(profile_answer_));
     }
     return PushResult::kPushed;
   }
@@ -98,6 +108,8 @@ class FakeEngine final : public engine::Engine {
   int room_ = -1;
   engine::EngineSnapshot snapshot_;
   bool flush_answer_ = true;
+  Status profile_answer_ = Ok{};
+  std::vector<engine::ProfileCommand> profiles_;
   bool answers_cancels_ = false;
   std::vector<api::EngineRequest> submitted_;
   std::vector<engine::CancelCommand> cancelled_;

@@ -6,6 +6,7 @@
 #include "kernels/norm.h"
 #include "model/arch/batch_split.h"
 #include "model/arch/deepseek_weights.h"
+#include "model/arch/part_spans.h"
 #include "model/weights/rope_table.h"
 
 namespace tandem::model {
@@ -51,7 +52,7 @@ class DeepseekModel final : public Model {
         fakes_routing_(options.experts.dispatch == experts::DispatchAlgorithm::kFake),
         splitter_(options.limits.max_sequences, options.experts.two_batch_threshold),
         workspace_(device::Device::kCpu, size_t(deepseek_workspace_bytes(config_, options, rank.num_threads))),
-        ctx_{options.backend, options.isa, &pool_, &workspace_} {
+        ctx_{options.backend, options.isa, &pool_, &workspace_, rank.spans} {
     CHECK((slots_ == nullptr) == (exchange_ == nullptr));
     CHECK(exchange_ == nullptr || clock_ != nullptr);
   }
@@ -79,6 +80,7 @@ class DeepseekModel final : public Model {
     TensorView ids, gate_weights;  // choices of experts, later of slots
     std::span<const float*> results;
     int32_t waits_for_layer = -1;  // whose expert results are under way; -1: none
+    PartSpans spans;
 
     std::span<const int32_t> of_rows(std::span<const int32_t> all) const {
       return all.subspan(size_t(first_row), size_t(rows));
@@ -105,10 +107,10 @@ class DeepseekModel final : public Model {
   TensorView project(const AttentionWeights& w, int32_t layer, const Part& part);
   void dense_mlp(const kernels::ExpertWeights& w, int32_t width, TensorView x, TensorView hidden);
   void begin_mlp(int32_t layer, Part& part);
-  Status run_experts(int32_t layer, const Part& part);
+  Status run_experts(int32_t layer, Part& part);
   Status finish_mlp(Part& part);
   void choose_slots(int32_t layer, const Part& part) const;
-  Result<parallel::ReceivedRows> receive(int32_t channel);
+  Result<parallel::ReceivedRows> receive(Part& part);
   void logits(const ForwardBatch& batch, TensorView hidden_rows);
 
   const std::shared_ptr<const DeepseekShared> shared_;
@@ -184,16 +186,19 @@ Status DeepseekModel::forward(const ForwardBatch& batch, kv::KvStorage& cache,
   const StepMemory memory = take_step_memory(int64_t(batch.token_ids.size()));
   const TensorView table(weights_.embedding.data(), weights_.embedding_dtype,
                          {config_.vocab_size, config_.hidden_size});
+  if (ctx_.spans) ctx_.spans->enter(-1, 0);
   if (!batch.token_ids.empty()) kernels::embed(ctx_, batch.token_ids, table, memory.hidden);
   const std::span<const BatchPart> halves = splitter_.split(batch);
   std::array<Part, 2> parts = {make_part(batch, cache, memory, halves.front()),
                                make_part(batch, cache, memory, halves.back())};
   const std::span<Part> running(parts.data(), halves.size());
   parts[1].channel = 1;
+  for (int32_t i = 0; i < 2; ++i) parts[size_t(i)].spans = PartSpans(ctx_.spans, i);
   if (layer_done) running.back().layer_done = &layer_done;
   for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
     for (Part& part : running) {
       RETURN_IF_ERROR(finish_mlp(part));
+      part.spans.begin_layer(layer);
       if (part.rows > 0) attention(layer, part);
       begin_mlp(layer, part);
     }
@@ -202,6 +207,7 @@ Status DeepseekModel::forward(const ForwardBatch& batch, kv::KvStorage& cache,
     }
   }
   for (Part& part : running) RETURN_IF_ERROR(finish_mlp(part));
+  if (ctx_.spans) ctx_.spans->enter(-1, 0);
   if (!batch.logit_rows.empty()) logits(batch, memory.hidden);
   return Ok{};
 }
@@ -269,13 +275,16 @@ void DeepseekModel::dense_mlp(const kernels::ExpertWeights& w, int32_t width, Te
 void DeepseekModel::begin_mlp(int32_t layer, Part& part) {
   const MlpWeights& w = weights_.mlp[size_t(layer)];
   const bool routed = slots_ != nullptr && slots_->has_experts(layer);
-  if (part.rows == 0 && !routed) return;
+  if (part.rows == 0 && !routed) return part.spans.end_layer();
   const bool wants_f32 = routed && part.x_f32.data() != part.x.data();
   if (part.rows > 0) {
     kernels::rms_norm(ctx_, part.hidden, config_.hidden_size, w.norm.view(), config_.rms_norm_eps, part.x,
                       wants_f32 ? part.x_f32 : TensorView());
   }
-  if (!routed) return dense_mlp(w.always, w.always_width, part.x, part.hidden);
+  if (!routed) {
+    dense_mlp(w.always, w.always_width, part.x, part.hidden);
+    return part.spans.end_layer();
+  }
   if (part.rows > 0) {
     const WorkspaceScope scope(workspace_);
     const TensorView bias = w.bias.rows > 0 ? w.bias.view() : TensorView();
@@ -284,32 +293,39 @@ void DeepseekModel::begin_mlp(int32_t layer, Part& part) {
   choose_slots(layer, part);
   exchange_->post_dispatch(part.channel, {part.batch.step, layer}, part.batch.exchange_mode, part.x, part.ids);
   part.waits_for_layer = layer;
+  part.spans.dispatched(part.batch.step, layer);
 }
 
 // The shared experts while rows travel, then this rank's slots on the rows of all ranks.
-Status DeepseekModel::run_experts(int32_t layer, const Part& part) {
+Status DeepseekModel::run_experts(int32_t layer, Part& part) {
+  part.spans.enter(layer);
   const MlpWeights& w = weights_.mlp[size_t(layer)];
   if (w.always_width > 0 && part.rows > 0) dense_mlp(w.always, w.always_width, part.x, part.hidden);
-  ASSIGN_OR_RETURN(const parallel::ReceivedRows received, receive(part.channel));
+  ASSIGN_OR_RETURN(const parallel::ReceivedRows received, receive(part));
   if (received.results.dim(0) > 0) {
     const WorkspaceScope scope(workspace_);
     kernels::grouped_mlp(ctx_, received.rows, received.sort, slots_->weights(layer), config_.moe_intermediate_size,
                          received.results);
   }
   exchange_->post_results(part.channel);
+  part.spans.answered();
   return Ok{};
 }
 
 // Adds the results of the layer that the part waits for, if any.
 Status DeepseekModel::finish_mlp(Part& part) {
   if (part.waits_for_layer < 0) return Ok{};
+  part.spans.enter(part.waits_for_layer);
+  part.spans.begin_wait();
   part.waits_for_layer = -1;
   for (;;) {
     ASSIGN_OR_RETURN(const bool complete, exchange_->poll_results(part.channel, clock_->now(), part.results));
     if (complete) break;
     exchange_->wait(part.channel, kExchangeLook);
   }
+  part.spans.results_came();
   if (part.rows > 0) kernels::combine(ctx_, part.results, part.gate_weights, part.hidden);
+  part.spans.end_layer();
   return Ok{};
 }
 
@@ -332,12 +348,16 @@ void DeepseekModel::choose_slots(int32_t layer, const Part& part) const {
   }
 }
 
-Result<parallel::ReceivedRows> DeepseekModel::receive(int32_t channel) {
+Result<parallel::ReceivedRows> DeepseekModel::receive(Part& part) {
+  part.spans.begin_wait();
   for (;;) {
     ASSIGN_OR_RETURN(const std::optional<parallel::ReceivedRows> received,
-                     exchange_->poll_received(channel, clock_->now()));
-    if (received) return *received;
-    exchange_->wait(channel, kExchangeLook);
+                     exchange_->poll_received(part.channel, clock_->now()));
+    if (received) {
+      part.spans.rows_came(received->sort.slot_begin);
+      return *received;
+    }
+    exchange_->wait(part.channel, kExchangeLook);
   }
 }
 

@@ -30,6 +30,13 @@ bool EnginePort::order(engine::Command command, std::function<void()> taken) {
   return true;
 }
 
+bool EnginePort::profile(engine::ProfileCommand command, std::function<void(Status)> done) {
+  if (!engine_) return false;
+  net::EventLoop& loop = loop_;
+  command.done = [&loop, done = std::move(done)](const Status& status) { loop.post([done, status] { done(status); }); };
+  return engine_->submit(std::move(command)) == PushResult::kPushed;
+}
+
 void EnginePort::drain() {
   if (!engine_) return;
   drain_waits_ = true;

@@ -32,6 +32,8 @@ class EnginePort {
   // no engine, or too many orders wait.
   bool order(engine::Command command, std::function<void()> taken);
   uint8_t next_hold_version() { return ++hold_version_; }
+  // done(status) runs on the loop's thread. False: there is no engine.
+  bool profile(engine::ProfileCommand command, std::function<void(Status)> done);
   void drain();
 
  private:

@@ -39,6 +39,10 @@ void dump_expert_recording(Core& core, net::HttpRequest request, const Writer& w
 void post_rebalance(Core& core, net::HttpRequest request, const Writer& writer);
 void get_expert_placement(Core& core, net::HttpRequest request, const Writer& writer);
 
+// profile.cc
+void start_profile(Core& core, net::HttpRequest request, const Writer& writer);
+void stop_profile(Core& core, net::HttpRequest request, const Writer& writer);
+
 // control.cc
 void flush_cache(Core& core, net::HttpRequest request, const Writer& writer);
 void post_abort_request(Core& core, net::HttpRequest request, const Writer& writer);
