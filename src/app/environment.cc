@@ -59,6 +59,7 @@ Result<Environment> read_environment() {
   env.log_milliseconds = reader.flag("LOG_MS");
   env.log_forward_iters = reader.flag("LOG_FORWARD_ITERS");
   env.recorder_directory = reader.text("EXPERT_DISTRIBUTION_RECORDER_DIR").value_or("/tmp");
+  env.heatmap_interval = reader.number<int64_t>("EPLB_HEATMAP_COLLECTION_INTERVAL", 0).value_or(0);
   if (const char* secret = std::getenv("TANDEM_KV_SECRET")) env.kv_secret = secret;
   if (reader.fault) return *reader.fault;
   return env;

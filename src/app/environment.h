@@ -23,6 +23,7 @@ struct Environment {
   bool log_milliseconds = false;                        // SGLANG_LOG_MS
   bool log_forward_iters = false;                       // SGLANG_LOG_FORWARD_ITERS
   std::string recorder_directory = "/tmp";              // SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR
+  int64_t heatmap_interval = 0;                         // SGLANG_EPLB_HEATMAP_COLLECTION_INTERVAL
   std::string kv_secret;                                // TANDEM_KV_SECRET: peers of the KV port must present it
   std::vector<std::string> warnings;
 };

@@ -7,8 +7,8 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "engine/expert_balancer.h"
-#include "engine/experts/dump.h"
 #include "engine/experts/mover.h"
+#include "engine/experts/recorder.h"
 #include "experts/files.h"
 #include "experts/repair.h"
 
@@ -60,6 +60,7 @@ ExpertBalancer::ExpertBalancer(ExpertBalancerConfig config, BalancerParts parts)
     };
   }
   mover_ = std::make_unique<ExpertMover>(config_, parts_.ports, parts_.placement, std::move(copy));
+  recorder_ = std::make_unique<ExpertRecorder>(config_, parts_.ports, *parts_.metrics);
   window_ = parts_.ports[0]->take_load().first;
   std::fill(window_.tokens.begin(), window_.tokens.end(), 0);
   publish();
@@ -93,6 +94,7 @@ bool ExpertBalancer::tick() {
     std::visit([&](auto& value) { serve(value); }, *request);
   }
   collect();
+  recorder_->tick();
   bool more = false;
   if (mover_->is_busy()) {
     more = advance();
@@ -117,23 +119,18 @@ void ExpertBalancer::run(std::stop_token stop) {
 }
 
 void ExpertBalancer::serve(StartRecording& request) {
-  const int64_t row_bytes = int64_t(window_.tokens.size()) * int64_t(sizeof(int32_t));
-  const int64_t most = std::max<int64_t>(1, kRecordingCeilingBytes / row_bytes);
-  const int64_t steps = config_.recorder_steps < 0 ? most : std::min(config_.recorder_steps, most);
-  if (now_.is_recording) log::warning("an expert recording runs already: it begins anew");
-  for (ExpertPort* port : parts_.ports) port->start_recording(steps);
-  now_.is_recording = true;
+  recorder_->start();
   request.done(Ok{});
 }
 
 void ExpertBalancer::serve(StopRecording& request) {
-  if (!now_.is_recording) log::warning("no expert recording runs");
-  for (ExpertPort* port : parts_.ports) port->stop_recording();
-  now_.is_recording = false;
+  recorder_->stop();
   request.done(Ok{});
 }
 
-void ExpertBalancer::serve(DumpRecording& request) { request.done(write_dump()); }
+void ExpertBalancer::serve(DumpRecording& request) {
+  request.done(recorder_->dump(parts_.clock->unix_seconds(), mover_->placement()));
+}
 
 void ExpertBalancer::serve(Rebalance& request) {
   collect();
@@ -150,13 +147,6 @@ Result<experts::ExpertPlacement> ExpertBalancer::read_placement(const std::strin
   auto* placement = std::get_if<experts::PlacementFile>(&file);
   if (placement == nullptr) return invalid_input("placement: wanted physical_to_logical_map, got a load");
   return std::move(placement->placement);
-}
-
-Result<std::string> ExpertBalancer::write_dump() {
-  std::vector<ExpertRecording> recordings;
-  for (ExpertPort* port : parts_.ports) recordings.push_back(port->take_recording());
-  return dump_recording_file(config_.dump_directory, parts_.clock->unix_seconds(), window_.num_layers,
-                             window_.num_logical, recordings);
 }
 
 // Counts of all ranks; a step is counted on each of them, so any rank's number of steps is the group's.
@@ -281,6 +271,7 @@ void ExpertBalancer::publish() {
   now_.layers_left = mover_->layers_left();
   now_.moves_done = mover_->moves_done();
   now_.bytes_moved = mover_->bytes_moved();
+  now_.is_recording = recorder_->is_recording();
   const TimePoint now = parts_.clock->now();
   if (now - looked_at_ >= kLookInterval) {
     looked_at_ = now;
