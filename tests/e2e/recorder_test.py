@@ -16,7 +16,7 @@ LINE = re.compile(
 )
 NEW_TOKENS = 8
 PROMPT = next(prompt for prompt in REFERENCE if prompt["name"] == "digits")["ids"]
-PAIRS = (len(PROMPT) + NEW_TOKENS - 1) * 6 * 5  # six experts in each of five layers
+PAIRS_PER_TOKEN = 6 * 5  # six experts in each of five layers
 
 
 class Recorder(Case):
@@ -37,7 +37,9 @@ class Recorder(Case):
         cls.directory.cleanup()
 
     def serve_one(self):
-        self.generate({"input_ids": PROMPT, "sampling_params": greedy(NEW_TOKENS, ignore_eos=True)})
+        """The pairs that it computes: what the prefix cache has of the prompt, and the last new token, are not."""
+        answer = self.generate({"input_ids": PROMPT, "sampling_params": greedy(NEW_TOKENS, ignore_eos=True)})
+        return (len(PROMPT) - answer["meta_info"]["cached_tokens"] + NEW_TOKENS - 1) * PAIRS_PER_TOKEN
 
     def call(self, verb):
         answer = request(self.port, "POST", f"/{verb}_expert_distribution_record")
@@ -60,12 +62,12 @@ class Recorder(Case):
 class NoModeTest(Recorder):
     def test_recording_starts_without_a_mode_and_is_shown(self):
         self.assertEqual(self.call("start"), ["Start recording expert distribution."])
-        self.serve_one()
+        pairs = self.serve_one()
         self.assertEqual(self.call("stop"), ["Stop recording expert distribution."])
         self.serve_one()
         paths = self.dump()
         self.assertEqual(len(paths), 1)
-        self.assertEqual(self.shown_pairs(paths), PAIRS)
+        self.assertEqual(self.shown_pairs(paths), pairs)
         self.assertNotIn("[Expert Balancedness]", self.deployment.front.log())
 
 
@@ -75,16 +77,16 @@ class PerPassTest(Recorder):
     def test_passes_are_recorded_from_the_start_with_lines_and_metrics(self):
         self.dump()  # of the warm-up
         before = len(LINE.findall(self.deployment.front.log()))
-        self.serve_one()
+        pairs = self.serve_one()
         paths = self.dump()
         self.assertEqual(len(paths), 2)
-        self.assertEqual(self.shown_pairs(paths), PAIRS)
+        self.assertEqual(self.shown_pairs(paths), pairs)
 
         def lines():
             return LINE.findall(self.deployment.front.log())[before:]
 
         wait_until(lambda: len(lines()) >= NEW_TOKENS, 10, "a line per pass")
-        self.assertEqual(sum(int(pairs) for _, pairs in lines()), PAIRS)
+        self.assertEqual(sum(int(count) for _, count in lines()), pairs)
         metrics = request(self.port, "GET", "/metrics").body.decode()
         for name in (
             r'tandem:eplb_pass_balancedness{[^}]*} [01]',
@@ -103,7 +105,7 @@ class PerTokenTest(Recorder):
         paths = self.dump()
         self.assertIn("passes<=3", self.deployment.front.log())
         self.assertIn(": 3 passes, ", self.deployment.front.log())
-        self.assertEqual(self.shown_pairs(paths), 3 * 6 * 5)
+        self.assertEqual(self.shown_pairs(paths), 3 * PAIRS_PER_TOKEN)
         plan = subprocess.run(
             [binary(), "experts", "plan", "--load", *paths, "--slots", "36", "--gpus", "2"],
             capture_output=True,
