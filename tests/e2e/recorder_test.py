@@ -72,7 +72,10 @@ class NoModeTest(Recorder):
 
 
 class PerPassTest(Recorder):
-    flags = ("--expert-distribution-recorder-mode", "per_pass", "--enable-expert-distribution-metrics", "--enable-metrics")
+    flags = (
+        *("--expert-distribution-recorder-mode", "per_pass"),
+        *("--enable-expert-distribution-metrics", "--enable-metrics"),
+    )
 
     def test_passes_are_recorded_from_the_start_with_lines_and_metrics(self):
         self.dump()  # of the warm-up
