@@ -1,8 +1,9 @@
 // Planning of expert placements: time on one thread, balance, what dispatch makes of it, and what a change of traffic
 // costs in moved experts. Seeded synthetic loads of 58 layers x 256 experts and the trained model's routing trace.
-//   build/release/bench/experts_planning_bench [repetitions, default 5]
+//   build/release/bench/experts_planning_bench [repetitions, default 5] [part of the cases' names]
 // One JSON object per line, fields as in the room's names:
-//   plan   ms: median processor time. balance: mean over layers by load. worst: the worst layer. served_*: balance
+//   plan   ms: median processor time. balance: mean over layers by load. bound: what no placement passes. worst:
+//   the worst layer. served_*: balance
 //   after
 //          dispatch with equal traffic per source rank; nearest is SGLang's nearest-first table on the same slots.
 //   drift  a chain of windows: each plan is made on window t and judged on t ("balance") and on t + 1 ("next").
@@ -97,6 +98,36 @@ double served_by_nearest(const ExpertLoad& load, const ExpertPlacement& placemen
   return balancedness_of_ranks(ranks, topology.num_ranks).mean;
 }
 
+std::string_view wanted;  // part of the names of the cases that run
+
+// No placement of one layer has a rank with less load than this at its busiest. With f experts set aside as hot, slots
+// of theirs lie on at most f + (slots - experts) ranks; the other ranks carry, slot for slot, no more than the largest
+// of the rest, so those must carry what is left. f is chosen so that this says most. tokens: descending.
+double least_peak(std::span<const double> tokens, const EpTopology& topology) {
+  const double total = std::accumulate(tokens.begin(), tokens.end(), 0.0);
+  const int64_t extra = topology.num_slots() - int64_t(tokens.size());
+  double least = total / topology.num_ranks;
+  for (int64_t hot = 1; hot + extra < topology.num_ranks; ++hot) {
+    const int64_t others = topology.num_ranks - hot - extra;
+    const int64_t end = std::min(int64_t(tokens.size()), hot + others * topology.slots_per_rank);
+    const double carried = std::accumulate(tokens.begin() + hot, tokens.begin() + end, 0.0);
+    least = std::max(least, (total - carried) / double(topology.num_ranks - others));
+  }
+  return least;
+}
+
+// No placement has a higher balancedness, weighed over layers as Balancedness::mean is.
+double balance_bound(const ExpertLoad& load, const EpTopology& topology) {
+  double means = 0, peaks = 0;
+  for (int32_t layer = 0; layer < load.num_layers; ++layer) {
+    std::vector<double> tokens(load.layer(layer).begin(), load.layer(layer).end());
+    std::sort(tokens.rbegin(), tokens.rend());
+    means += std::accumulate(tokens.begin(), tokens.end(), 0.0) / topology.num_ranks;
+    peaks += least_peak(tokens, topology);
+  }
+  return means / peaks;
+}
+
 struct Case {
   std::string name;
   EpTopology topology;
@@ -108,16 +139,18 @@ ExpertPlacement plan(std::string_view algorithm, const ExpertLoad& load, const C
 }
 
 void bench_plans(const Case& c, const ExpertLoad& load, int32_t repetitions) {
+  if (c.name.find(wanted) == std::string::npos) return;
+  const double bound = balance_bound(load, c.topology);
   const auto report = [&](std::string_view planner, double ms, const ExpertPlacement& placement) {
     CHECK(validate(placement, c.topology).has_value());
     const Balancedness balance = balancedness(load, placement, c.topology);
     const double served_static = served_balance(load, placement, c.topology, DispatchAlgorithm::kStatic).mean;
     const double served_weighted = served_balance(load, placement, c.topology, DispatchAlgorithm::kWeighted).mean;
     fmt::print(
-        "{{\"case\": \"experts/plan/{}\", \"planner\": \"{}\", \"ms\": {:.2f}, \"balance\": {:.4f}, \"worst\": "
-        "{:.4f}, \"served_nearest\": {:.4f}, \"served_static\": {:.4f}, \"served_weighted\": {:.4f}}}\n",
-        c.name, planner, ms, balance.mean, balance.worst, served_by_nearest(load, placement, c.topology), served_static,
-        served_weighted);
+        "{{\"case\": \"experts/plan/{}\", \"planner\": \"{}\", \"ms\": {:.2f}, \"balance\": {:.4f}, \"bound\": {:.4f}, "
+        "\"worst\": {:.4f}, \"served_nearest\": {:.4f}, \"served_static\": {:.4f}, \"served_weighted\": {:.4f}}}\n",
+        c.name, planner, ms, balance.mean, bound, balance.worst, served_by_nearest(load, placement, c.topology),
+        served_static, served_weighted);
     std::fflush(stdout);
   };
   for (const BalanceAlgorithm& row : balance_algorithms()) {
@@ -173,6 +206,7 @@ void follow(Follower& follower, std::span<const ExpertLoad> windows, const Case&
 }
 
 void bench_drift(const Case& c, std::span<const ExpertLoad> windows) {
+  if (c.name.find(wanted) == std::string::npos) return;
   const ExpertPlacement start = plan("tandem", windows[0], c);
   const auto run = [&](std::string name, auto step) {
     Follower follower{std::move(name), start};
@@ -266,4 +300,7 @@ int run(int32_t repetitions) {
 }  // namespace
 }  // namespace tandem::experts
 
-int main(int argc, char** argv) { return tandem::experts::run(argc > 1 ? std::max(1, std::atoi(argv[1])) : 5); }
+int main(int argc, char** argv) {
+  if (argc > 2) tandem::experts::wanted = argv[2];
+  return tandem::experts::run(argc > 1 ? std::max(1, std::atoi(argv[1])) : 5);
+}

@@ -78,6 +78,7 @@ Result<Environment> read_environment() {
   env.recorder_directory = reader.text("EXPERT_DISTRIBUTION_RECORDER_DIR").value_or("/tmp");
   env.profile_directory = reader.text("TORCH_PROFILER_DIR").value_or("/tmp");
   if (const char* home = std::getenv("HOME")) env.home_directory = home;
+  env.heatmap_interval = reader.number<int64_t>("EPLB_HEATMAP_COLLECTION_INTERVAL", 0).value_or(0);
   if (const char* secret = std::getenv("TANDEM_KV_SECRET")) env.kv_secret = secret;
   env.slurm = read_slurm();
   if (reader.fault) return *reader.fault;

@@ -26,6 +26,7 @@ struct Environment {
   std::string recorder_directory = "/tmp";              // SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR
   std::string profile_directory = "/tmp";               // SGLANG_TORCH_PROFILER_DIR
   std::string home_directory;                           // HOME
+  int64_t heatmap_interval = 0;                         // SGLANG_EPLB_HEATMAP_COLLECTION_INTERVAL
   std::string kv_secret;                                // TANDEM_KV_SECRET: peers of the KV port must present it
   SlurmVariables slurm;                                 // for --slurm
   std::vector<std::string> warnings;

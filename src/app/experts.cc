@@ -73,9 +73,11 @@ Result<EpTopology> topology_of(int32_t slots, int32_t ranks, int32_t nodes) {
 std::string describe(const LoadFile& file) {
   int64_t pairs = 0;
   for (int64_t tokens : file.load.tokens) pairs += tokens;
-  return fmt::format("{} layers of {} experts, {} {}, {} pairs{}", file.load.num_layers, file.load.num_logical,
-                     workflow::grouped(file.num_steps), file.num_steps == 1 ? "step" : "steps",
-                     workflow::grouped(pairs), file.scaled ? " (fractions, scaled)" : "");
+  const std::string dropped =
+      file.dropped_passes > 0 ? fmt::format("; {} earlier steps were not kept", workflow::grouped(file.dropped_passes)) : "";
+  return fmt::format("{} layers of {} experts, {} {}, {} pairs{}{}", file.load.num_layers, file.load.num_logical,
+                     workflow::grouped(file.num_steps), file.num_steps == 1 ? "step" : "steps", workflow::grouped(pairs),
+                     file.scaled ? " (fractions, scaled)" : "", dropped);
 }
 
 struct PlanInput {
@@ -283,7 +285,12 @@ Status show_placement(const std::string& path, const PlacementFile& file, const 
   return Ok{};
 }
 
-Status show(const std::string& path, const FlagValues& flags) {
+Status show(std::span<const std::string> paths, const FlagValues& flags) {
+  const std::string& path = paths.front();
+  if (paths.size() > 1) {
+    ASSIGN_OR_RETURN(const LoadFile sum, experts::read_load(paths, {}, StepDetail::kSum));
+    return show_load(fmt::format("{} and {} more", path, paths.size() - 1), sum, flags);
+  }
   ASSIGN_OR_RETURN(const ExpertFile file, experts::read_expert_file(path, {}, StepDetail::kSum));
   if (const auto* load = std::get_if<LoadFile>(&file)) return show_load(path, *load, flags);
   return show_placement(path, std::get<PlacementFile>(file), flags);
@@ -304,25 +311,26 @@ int run_experts(Args args) {
     const bool help = verb == "--help" || verb == "-h";
     fmt::print(help ? stdout : stderr,
                "usage: tandem experts plan --load FILE --slots N --gpus N [flags]   plan where experts live\n"
-               "       tandem experts show FILE [flags]                             tables and a heat map\n"
+               "       tandem experts show FILE... [flags]                          tables and a heat map\n"
                "       tandem experts record|stop|dump --router URL [flags]         count experts' hits on servers\n");
     return help ? 0 : 2;
   }
   args = args.subspan(1);
-  std::string file;
-  if (verb == "show" && !args.empty() && !args[0].starts_with("--")) {
-    file = args[0];
+  std::vector<std::string> files;
+  while (verb == "show" && !args.empty() && !args[0].starts_with("--")) {
+    files.push_back(args[0]);
     args = args.subspan(1);
   }
   Result<ParseOutcome> parsed =
       verb == "plan"
           ? parse_flags("experts plan", "Plans which slot holds which expert, from counted loads.", kPlanFlags, args)
-          : parse_flags("experts show FILE", "Tables and a heat map of a load, or of a placement.", kShowFlags, args);
+          : parse_flags("experts show FILE...", "Tables and a heat map of a load, or of a placement.", kShowFlags,
+                        args);
   if (!parsed) return finish(parsed.error());
   if (parsed->help_shown) return 0;
   if (verb == "plan") return finish(plan(parsed->values));
-  if (file.empty()) return finish(invalid_input("show: which file?"));
-  return finish(show(file, parsed->values));
+  if (files.empty()) return finish(invalid_input("show: which file?"));
+  return finish(show(files, parsed->values));
 }
 
 }  // namespace tandem::app

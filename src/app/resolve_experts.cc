@@ -46,9 +46,13 @@ void resolve_expert_balancing(ResolvedConfig& config, std::vector<std::string>& 
   const bool periodic = flags.enabled("enable_eplb");
   const std::string mode =
       flags.has("expert_distribution_recorder_mode") ? flags.text("expert_distribution_recorder_mode") : "stat";
-  if (mode == "per_pass" || mode == "per_token") {
-    config.refusals.push_back("--expert-distribution-recorder-mode " + mode);
+  const bool measures = flags.enabled("enable_expert_distribution_metrics");
+  // Single passes are kept, and measured, in one process.
+  const std::string apart = fmt::format(" with --nnodes {}", config.num_nodes);
+  if (config.num_nodes > 1 && mode != "stat" && mode != "stat_approx") {
+    config.refusals.push_back("--expert-distribution-recorder-mode " + mode + apart);
   }
+  if (config.num_nodes > 1 && measures) config.refusals.push_back("--enable-expert-distribution-metrics" + apart);
   balancer.topology = config.experts.topology;
   balancer.dispatch = config.experts.dispatch;
   balancer.num_groups = config.model.gate.num_groups;
@@ -65,6 +69,15 @@ void resolve_expert_balancing(ResolvedConfig& config, std::vector<std::string>& 
   balancer.recorder_steps = flags.has("expert_distribution_recorder_buffer_size")
                                 ? flags.integer("expert_distribution_recorder_buffer_size")
                                 : balancer.steps_between;
+  if (balancer.recorder_steps == 0)
+    faults.push_back("--expert-distribution-recorder-buffer-size 0: wanted passes, or -1");
+  // Hits are exact in every mode, so stat_approx is stat.
+  if (mode == "per_pass") balancer.recorder_mode = engine::RecorderMode::kPerPass;
+  if (mode == "per_token") balancer.recorder_mode = engine::RecorderMode::kPerToken;
+  balancer.logs_balancedness = measures;
+  balancer.heatmap_interval = config.environment.heatmap_interval;
+  balancer.records_at_start = (periodic && config.num_nodes == 1) || measures;
+  balancer.experts_per_token = config.model.gate.top_k;
   balancer.dump_directory = config.environment.recorder_directory;
   balancer.model_name = config.served_model_name;
   const int64_t spares = flags.has("eplb_spare_slots") ? flags.integer("eplb_spare_slots") : periodic ? 8 : 0;

@@ -294,7 +294,7 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
   forward.exchange_mode = exchange_mode(decision);
   forward.two_batches = decision.two_batches != 0;
   ExpertPort* const experts = core_.parts.experts;
-  if (experts) forward.expert_counts = experts->counts();
+  if (experts) experts->before_forward(forward);
   with_worker([&](auto& worker) { worker.before_forward(batch_); });
   const Status done = core_.parts.model->forward(forward, *core_.parts.cache, [this](int32_t layer) {
     with_worker([&](auto& worker) { worker.layer_done(batch_, layer); });
@@ -304,7 +304,7 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
     return lose_group(done.error().message);
   }
   forward_steps_ += 1;
-  if (experts) experts->step_done(decision.step);
+  if (experts) experts->after_forward(forward);
   if (batch_.empty()) return;  // an idle step: another rank had tokens
   const bool is_decode = batch_.kind() == parallel::StepKind::kDecode;
   const int64_t tokens = is_decode ? int64_t(batch_.entries().size()) : int64_t(batch_.num_tokens());

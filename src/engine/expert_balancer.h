@@ -47,7 +47,14 @@ struct ExpertBalancerConfig {
   int32_t layers_per_version = 1 << 30;     // --eplb-rebalance-layers-per-chunk; spare places bound it too
   int64_t bytes_per_step = 0;               // copied while one step runs, all ranks together; 0: as fast as it goes
   Duration progress_deadline = std::chrono::seconds(60);  // of a version: after it the plan is given up
-  int64_t recorder_steps = 1000;  // steps kept by a recording; the memory ceiling may make it fewer
+  RecorderMode recorder_mode = RecorderMode::kStat;
+  int64_t recorder_steps = 1000;                // passes kept by a recording; negative: as many as fit
+  int64_t recorder_bytes = int64_t(512) << 20;  // of one rank; the oldest passes make room
+  bool records_at_start = false;
+  bool logs_balancedness = false;  // a line per pass
+  int64_t heatmap_interval = 0;    // passes between additions to the histogram of rank loads; 0: never
+  int32_t experts_per_token = 0;   // of the model
+  int32_t first_rank = 0;          // number of the first port's rank, for the names of files
   std::string dump_directory = "/tmp";
   std::string model_name;  // label of the metrics
 };
@@ -113,6 +120,7 @@ struct RebalanceReply {
 class ExpertMover;
 class OtherNodes;
 struct CopyPace;
+class ExpertRecorder;
 struct BalancerMetrics;
 
 class ExpertBalancer {
@@ -123,7 +131,7 @@ class ExpertBalancer {
   // Any thread; answered on the balancer's thread, which must only be enqueued from.
   void start_recording(std::function<void(Status)> done);
   void stop_recording(std::function<void(Status)> done);
-  // The path of the file.
+  // The paths of the files, one a line.
   void dump_recording(std::function<void(Result<std::string>)> done);
   // Plans now, from the counts so far; algorithm "" is the configured one. placement: JSON text of one to take instead
   // of a plan, as --init-expert-location has it; "" for none.
@@ -173,7 +181,6 @@ class ExpertBalancer {
   bool advance();
   void settle_version();
   void fail(const std::string& reason);
-  Result<std::string> write_dump(std::vector<ExpertRecording> others);
   void publish();
 
   const ExpertBalancerConfig config_;
@@ -184,6 +191,7 @@ class ExpertBalancer {
   std::unique_ptr<ExpertMover> mover_;
   std::unique_ptr<OtherNodes> nodes_;  // null: the only node
   std::unique_ptr<CopyPace> pace_;
+  std::unique_ptr<ExpertRecorder> recorder_;
   experts::ExpertLoad window_;  // counts since the last plan
   int64_t window_steps_ = 0;
   bool is_gathering_ = false;                // counts for a plan that is due

@@ -34,7 +34,8 @@ struct LoadFile {
   ExpertLoad load;                // summed over steps, ranks and files
   std::vector<ExpertLoad> steps;  // one per forward pass; empty unless asked for
   int64_t num_steps = 1;
-  bool scaled = false;  // there were fractions: all counts are multiplied by one power of two, then rounded
+  int64_t dropped_passes = 0;  // earlier ones that the recorder's buffer did not keep
+  bool scaled = false;         // there were fractions: all counts are multiplied by one power of two, then rounded
   // Of `per_pass` and `per_token` records: whose counts these are, and of which passes, ascending. Else empty: all
   // ranks' counts.
   std::vector<int32_t> ranks;

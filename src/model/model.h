@@ -39,6 +39,8 @@ struct ForwardBatch {
   std::span<const int32_t> logit_rows;  // rows of the batch whose logits are wanted, ascending
   float* logits = nullptr;              // out [logit_rows.size(), vocab_size] f32, caller's memory
   int32_t* expert_counts = nullptr;     // out [num_layers, num_routed_experts], added to; null: not wanted
+  int32_t* slot_counts = nullptr;       // out [num_layers, slots of all ranks], added to; null: not wanted
+  int32_t* chosen_slots = nullptr;      // out [num_layers, T, top_k], layers with experts only; null: not wanted
 };
 
 struct ForwardLimits {

@@ -20,6 +20,7 @@ double Counter::value() const { return counter_->Value(); }
 void Gauge::set(double value) const { gauge_->Set(value); }
 double Gauge::value() const { return gauge_->Value(); }
 void Histogram::observe(double value) const { histogram_->Observe(value); }
+void Histogram::add(const std::vector<double>& buckets, double sum) const { histogram_->ObserveMultiple(buckets, sum); }
 
 Counter Metrics::counter(const std::string& name, const std::string& help, const Labels& labels) {
   Counter made;
@@ -36,8 +37,7 @@ Gauge Metrics::gauge(const std::string& name, const std::string& help, const Lab
 Histogram Metrics::histogram(const std::string& name, const std::string& help, const Labels& labels,
                              const std::vector<double>& bounds) {
   Histogram made;
-  made.histogram_ =
-      &prometheus::BuildHistogram().Name(name).Help(help).Register(state_->registry).Add(labels, bounds);
+  made.histogram_ = &prometheus::BuildHistogram().Name(name).Help(help).Register(state_->registry).Add(labels, bounds);
   return made;
 }
 

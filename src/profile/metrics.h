@@ -1,6 +1,6 @@
 // One registry of counters, gauges and histograms per process, in Prometheus text form. Handles are cheap to copy and
-// valid as long as their Metrics; updating is lock-free or nearly so and allowed on any thread. Creating takes a lock: do it
-// at start. Asking twice for the same name and labels gives the same metric.
+// valid as long as their Metrics; updating is lock-free or nearly so and allowed on any thread. Creating takes a lock:
+// do it at start. Asking twice for the same name and labels gives the same metric.
 #pragma once
 
 #include <map>
@@ -41,6 +41,8 @@ class Gauge {
 class Histogram {
  public:
   void observe(double value) const;
+  // Adds to each bucket as if that many values had been observed there; sum: theirs. buckets: one more than bounds.
+  void add(const std::vector<double>& buckets, double sum) const;
 
  private:
   friend class Metrics;

@@ -194,8 +194,7 @@ TEST(Resolve, TheCacheIsF32UnlessBf16IsAskedFor) {
 
 TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
   for (const char* flags : {"--tp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE",
-                            "--expert-distribution-recorder-mode per_pass", "--enable-single-batch-overlap",
-                            "--kv-cache-dtype fp8_e4m3", "--device cuda"}) {
+                            "--enable-single-batch-overlap", "--kv-cache-dtype fp8_e4m3", "--device cuda"}) {
     ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " " + flags);
     EXPECT_TRUE(outcome.faults.empty()) << flags << ": " << joined(outcome.faults);
     EXPECT_FALSE(outcome.config.refusals.empty()) << flags;
@@ -203,6 +202,24 @@ TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
   // The same flags with their default values change nothing and are not refused.
   ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " --tp 1 --init-expert-location trivial --nnodes 1");
   EXPECT_TRUE(outcome.config.refusals.empty()) << joined(outcome.config.refusals);
+}
+
+TEST(Resolve, RecorderModesAndMetricsReachTheRecorder) {
+  const std::string model = "--model-path " + kTiny + " ";
+  const auto recorder = [&](const std::string& flags) { return *resolve_line(model + flags).config.balancer; };
+  EXPECT_EQ(recorder("").recorder_mode, engine::RecorderMode::kStat);
+  EXPECT_FALSE(recorder("").records_at_start);
+  const std::string mode = "--expert-distribution-recorder-mode ";
+  EXPECT_EQ(recorder(mode + "stat_approx").recorder_mode, engine::RecorderMode::kStat);
+  EXPECT_EQ(recorder(mode + "per_pass").recorder_mode, engine::RecorderMode::kPerPass);
+  EXPECT_EQ(recorder(mode + "per_token").recorder_mode, engine::RecorderMode::kPerToken);
+  EXPECT_EQ(recorder(mode + "per_token").experts_per_token, 6);
+  const auto measured = recorder("--enable-expert-distribution-metrics --expert-distribution-recorder-buffer-size -1");
+  EXPECT_TRUE(measured.logs_balancedness);
+  EXPECT_TRUE(measured.records_at_start);
+  EXPECT_LT(measured.recorder_steps, 0);
+  const ResolveOutcome empty = resolve_line(model + "--expert-distribution-recorder-buffer-size 0");
+  EXPECT_NE(joined(empty.faults).find("--expert-distribution-recorder-buffer-size 0"), std::string::npos);
 }
 
 TEST(Resolve, TheKeyIsNotPrinted) {

@@ -7,10 +7,10 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "engine/expert_balancer.h"
-#include "engine/experts/dump.h"
 #include "engine/experts/mover.h"
 #include "engine/experts/node_values.h"
 #include "engine/experts/other_nodes.h"
+#include "engine/experts/recorder.h"
 #include "experts/files.h"
 #include "experts/placement_hash.h"
 #include "experts/repair.h"
@@ -58,6 +58,7 @@ ExpertBalancer::ExpertBalancer(ExpertBalancerConfig config, BalancerParts parts)
   mover_ = std::make_unique<ExpertMover>(
       config_, ExpertMover::Parts{parts_.ports, 0, parts_.placement, parts_.copy, parts_.reads.get()});
   pace_ = std::make_unique<CopyPace>(node_pace(config_, parts_.ports.size()));
+  recorder_ = std::make_unique<ExpertRecorder>(config_, parts_.ports, *parts_.metrics);
   window_ = parts_.ports[0]->take_load().first;
   std::fill(window_.tokens.begin(), window_.tokens.end(), 0);
   if (parts_.nodes.num_nodes > 1) {
@@ -110,6 +111,7 @@ bool ExpertBalancer::tick() {
     std::visit([&](auto& value) { serve(value); }, *request);
   }
   collect();
+  recorder_->tick();
   const TimePoint now = parts_.clock->now();
   bool more = nodes_ && nodes_->poll(now);
   if (parts_.reads) more = parts_.reads->poll(now) || more;
@@ -147,23 +149,12 @@ void ExpertBalancer::run(std::stop_token stop) {
 }
 
 void ExpertBalancer::serve(StartRecording& request) {
-  const int64_t row_bytes = int64_t(window_.tokens.size()) * int64_t(sizeof(int32_t));
-  const int64_t most = std::max<int64_t>(1, kRecordingCeilingBytes / row_bytes);
-  const int64_t steps = config_.recorder_steps < 0 ? most : std::min(config_.recorder_steps, most);
-  if (now_.is_recording) log::warning("an expert recording runs already: it begins anew");
-  const auto here = [this, steps] {
-    for (ExpertPort* port : parts_.ports) port->start_recording(steps);
-    now_.is_recording = true;
-  };
-  ask_all(api::NodeExpertAsk::What::kStartRecording, steps, here, std::move(request.done));
+  const auto here = [this] { recorder_->start(); };
+  ask_all(api::NodeExpertAsk::What::kStartRecording, recorder_->passes_to_keep(), here, std::move(request.done));
 }
 
 void ExpertBalancer::serve(StopRecording& request) {
-  if (!now_.is_recording) log::warning("no expert recording runs");
-  const auto here = [this] {
-    for (ExpertPort* port : parts_.ports) port->stop_recording();
-    now_.is_recording = false;
-  };
+  const auto here = [this] { recorder_->stop(); };
   ask_all(api::NodeExpertAsk::What::kStopRecording, 0, here, std::move(request.done));
 }
 
@@ -186,10 +177,12 @@ void ExpertBalancer::with_counts(std::function<void(Status)> then) {
 }
 
 void ExpertBalancer::serve(DumpRecording& request) {
-  if (!nodes_) return request.done(write_dump({}));
+  const double unix_time = parts_.clock->unix_seconds();
+  if (!nodes_) return request.done(recorder_->dump(unix_time, mover_->placement(), {}));
   const auto done = request.done;
-  nodes_->take_recordings(parts_.clock->now(), [this, done](Result<std::vector<ExpertRecording>> others) {
-    done(others ? write_dump(std::move(*others)) : Result<std::string>(others.error()));
+  nodes_->take_recordings(parts_.clock->now(), [this, unix_time, done](Result<std::vector<ExpertRecording>> others) {
+    if (!others) return done(others.error());
+    done(recorder_->dump(unix_time, mover_->placement(), std::move(*others)));
   });
 }
 
@@ -210,14 +203,6 @@ Result<experts::ExpertPlacement> ExpertBalancer::read_placement(const std::strin
   auto* placement = std::get_if<experts::PlacementFile>(&file);
   if (placement == nullptr) return invalid_input("placement: wanted physical_to_logical_map, got a load");
   return std::move(placement->placement);
-}
-
-// others: of other nodes, each summed over its ranks.
-Result<std::string> ExpertBalancer::write_dump(std::vector<ExpertRecording> others) {
-  std::vector<ExpertRecording> recordings = std::move(others);
-  for (ExpertPort* port : parts_.ports) recordings.push_back(port->take_recording());
-  return dump_recording_file(config_.dump_directory, parts_.clock->unix_seconds(), window_.num_layers,
-                             window_.num_logical, recordings);
 }
 
 // Counts of all ranks; a step is counted on each of them, so any rank's number of steps is the group's.
@@ -363,6 +348,7 @@ void ExpertBalancer::publish() {
   now_.bytes_moved = mover_->bytes_moved() + (nodes_ ? nodes_->bytes_moved() : 0);
   metrics_->moves.add(double(now_.moves_done - std::exchange(moves_told_, now_.moves_done)));
   metrics_->bytes.add(double(now_.bytes_moved - std::exchange(bytes_told_, now_.bytes_moved)));
+  now_.is_recording = recorder_->is_recording();
   const TimePoint now = parts_.clock->now();
   if (now - looked_at_ >= kLookInterval) {
     looked_at_ = now;

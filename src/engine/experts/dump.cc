@@ -2,19 +2,16 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <map>
 
+#include "engine/experts/pass_dump.h"
 #include "experts/torch_file.h"
 
 namespace tandem::engine {
 
 Result<std::string> dump_recording_file(const std::string& directory, double unix_time, int32_t num_layers,
-                                        int32_t num_logical, std::span<const ExpertRecording> ranks) {
+                                        int32_t num_logical, std::span<const ExpertRecording> ranks,
+                                        const DumpFacts& facts) {
   const size_t cells = size_t(num_layers) * size_t(num_logical);
   std::map<uint64_t, std::pair<size_t, std::vector<int64_t>>> sums;  // by step: ranks that have it, their counts
   for (const ExpertRecording& rank : ranks) {
@@ -36,17 +33,14 @@ Result<std::string> dump_recording_file(const std::string& directory, double uni
   dict.set("rank", {int64_t(0)});
   dict.set("logical_count",
            {experts::integer_tensor(experts::TorchType::kInt32, {steps, num_layers, num_logical}, counts)});
-  dict.set("average_utilization_rate_over_window", {});
-  std::error_code failed;
-  std::filesystem::create_directories(directory, failed);
-  if (failed) return invalid_input(fmt::format("{}: cannot be created: {}", directory, failed.message()));
-  const std::string path = fmt::format("{}/expert_distribution_recorder_{:.6f}.pt", directory, unix_time);
+  // Old readers refuse a float and take a tensor without dimensions.
+  experts::TorchValue average;
+  if (facts.balancedness) average = {experts::number_tensor({}, std::span(&*facts.balancedness, 1))};
+  dict.set("average_utilization_rate_over_window", std::move(average));
+  dict.set("dropped_passes", {facts.dropped});
+  const std::string name = fmt::format("expert_distribution_recorder_{:.6f}.pt", unix_time);
   ASSIGN_OR_RETURN(const std::string bytes, experts::format_torch_file({std::move(dict)}));
-  std::ofstream file(path, std::ios::binary);
-  file.write(bytes.data(), std::streamsize(bytes.size()));
-  file.close();
-  if (!file) return invalid_input(fmt::format("{}: cannot be written: {}", path, std::strerror(errno)));
-  return path;
+  return write_dump_file(directory, name, bytes);
 }
 
 }  // namespace tandem::engine

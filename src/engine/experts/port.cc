@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "engine/expert_port.h"
+#include "model/model.h"
 
 namespace tandem::engine {
 
@@ -19,12 +20,23 @@ void ExpertPort::step_done(uint64_t step) {
       recorded_steps_.push_back(step);
       recorded_.insert(recorded_.end(), counts_.begin(), counts_.end());
     } else {
+      dropped_ += 1;
       recorded_steps_[next_row_] = step;
       std::copy(counts_.begin(), counts_.end(), recorded_.begin() + int64_t(next_row_) * cells());
       next_row_ = (next_row_ + 1) % recorded_steps_.size();
     }
   }
   std::fill(counts_.begin(), counts_.end(), 0);
+}
+
+void ExpertPort::before_forward(model::ForwardBatch& forward) {
+  forward.expert_counts = counts_.data();
+  if (passes_) passes_->before_forward(forward);
+}
+
+void ExpertPort::after_forward(const model::ForwardBatch& forward) {
+  if (passes_) passes_->after_forward(forward.step, applied_.load(std::memory_order_relaxed), forward);
+  step_done(forward.step);
 }
 
 void ExpertPort::switch_staged(uint32_t version) {
@@ -58,7 +70,10 @@ void ExpertPort::start_recording(int64_t max_steps) {
   max_recorded_ = max_steps;
   recorded_steps_.clear();
   recorded_.clear();
+  // All at once, so that no step has to move what was kept; memory is taken as it is written.
+  recorded_.reserve(size_t(max_steps * cells()));
   next_row_ = 0;
+  dropped_ = 0;
 }
 
 void ExpertPort::stop_recording() {
@@ -73,6 +88,8 @@ ExpertRecording ExpertPort::take_recording() {
   std::rotate(recorded_.begin(), recorded_.begin() + int64_t(next_row_) * cells(), recorded_.end());
   taken.steps = std::exchange(recorded_steps_, {});
   taken.counts = std::exchange(recorded_, {});
+  taken.dropped = std::exchange(dropped_, 0);
+  if (is_recording_) recorded_.reserve(size_t(max_recorded_ * cells()));
   next_row_ = 0;
   return taken;
 }

@@ -77,12 +77,29 @@ Result<LoadFile> from_logical_count(const TorchValue& value, const ExpertShape& 
   return file;
 }
 
+int64_t integer_of(const TorchValue::Dict& dict, std::string_view key, int64_t otherwise) {
+  const TorchValue* value = dict.find(key);
+  const auto* integer = value == nullptr ? nullptr : value->get_if<int64_t>();
+  return integer == nullptr ? otherwise : *integer;
+}
+
 // One forward pass as a rank recorded it: counts per slot, folded back to logical experts.
 struct RecordReader {
-  TorchTensor slot_map;  // [layers, slots]
+  TorchTensor last_map;                   // [layers, slots]
+  std::map<int64_t, TorchTensor> map_of;  // by version: placements under which some passes ran; like last_map
   ExpertLoad zero;
 
+  Result<const TorchTensor*> map_for(const TorchValue::Dict& record) const {
+    if (record.find("placement_version") == nullptr) return &last_map;
+    const int64_t version = integer_of(record, "placement_version", -1);
+    const auto found = map_of.find(version);
+    if (found == map_of.end()) return invalid_input(fmt::format("'placement_version' {} is not there", version));
+    return &found->second;
+  }
+
   Result<ExpertLoad> read(const TorchValue::Dict& record) const {
+    ASSIGN_OR_RETURN(const TorchTensor* map, map_for(record));
+    const TorchTensor& slot_map = *map;
     const TorchValue* value = record.find("global_physical_count");
     if (value == nullptr) return invalid_input("no 'global_physical_count'");
     ASSIGN_OR_RETURN(const TorchTensor counts, to_tensor(*value, "'global_physical_count'"));
@@ -100,6 +117,31 @@ struct RecordReader {
     return load;
   }
 };
+
+// Placements that the records name beside the last one.
+Status read_earlier_maps(const TorchValue::Dict& dict, RecordReader& reader) {
+  const TorchValue* value = dict.find("placements");
+  if (value == nullptr) return Ok{};
+  const auto* placements = value->get_if<TorchValue::List>();
+  if (placements == nullptr) return invalid_input("'placements' is not a list");
+  for (const TorchValue& item : *placements) {
+    const TorchValue::Dict* placement = item.dict();
+    const TorchValue* map = placement == nullptr ? nullptr : placement->find("physical_to_logical_map");
+    if (map == nullptr) return invalid_input("'placements' holds one without 'physical_to_logical_map'");
+    ASSIGN_OR_RETURN(TorchTensor slots, to_tensor(*map, "'physical_to_logical_map'"));
+    if (slots.shape != reader.last_map.shape || is_floating(slots.type)) {
+      return invalid_input("'placements' holds a map that is not as large as the last one");
+    }
+    for (size_t i = 0; i < slots.num_elements(); ++i) {
+      const int64_t expert = slots.integer_at(i);
+      if (expert < 0 || expert >= reader.zero.num_logical) {
+        return invalid_input(fmt::format("'placements' names expert {}", expert));
+      }
+    }
+    reader.map_of.insert_or_assign(integer_of(*placement, "version", -1), std::move(slots));
+  }
+  return Ok{};
+}
 
 Result<RecordReader> open_records(const TorchValue::Dict& dict, const ExpertShape& want) {
   const TorchValue* map = dict.find("last_physical_to_logical_map");
@@ -122,7 +164,9 @@ Result<RecordReader> open_records(const TorchValue::Dict& dict, const ExpertShap
   ExpertLoad zero{int32_t(slots.shape[0]), int32_t(num_logical), {}};
   RETURN_IF_ERROR(check_same_model({zero.num_layers, zero.num_logical, 0}, want));
   zero.tokens.assign(size_t(zero.num_layers) * size_t(zero.num_logical), 0);
-  return RecordReader{std::move(slots), std::move(zero)};
+  RecordReader reader{std::move(slots), {}, std::move(zero)};
+  RETURN_IF_ERROR(read_earlier_maps(dict, reader));
+  return reader;
 }
 
 Status add_load(const ExpertLoad& from, ExpertLoad& into) {
@@ -140,12 +184,6 @@ void set_passes(Passes passes, StepDetail detail, LoadFile& file) {
     file.pass_ids.push_back(id);
     if (detail == StepDetail::kKeepSteps) file.steps.push_back(std::move(load));
   }
-}
-
-int64_t integer_of(const TorchValue::Dict& dict, std::string_view key, int64_t otherwise) {
-  const TorchValue* value = dict.find(key);
-  const auto* integer = value == nullptr ? nullptr : value->get_if<int64_t>();
-  return integer == nullptr ? otherwise : *integer;
 }
 
 Result<LoadFile> from_records(const TorchValue& value, const TorchValue::Dict& dict, const ExpertShape& want,
@@ -210,6 +248,7 @@ Result<LoadFile> read_load_value(const TorchValue::Dict& dict, const ExpertShape
   }
   ASSIGN_OR_RETURN(LoadFile file, counts != nullptr ? from_logical_count(*counts, want, detail)
                                                     : from_records(*records, dict, want, detail));
+  file.dropped_passes = std::max<int64_t>(0, integer_of(dict, "dropped_passes", 0));
   ASSIGN_OR_RETURN(file.facts, read_facts(dict, "expert-load", {file.load.num_layers, file.load.num_logical, 0}));
   return file;
 }
@@ -222,6 +261,7 @@ Status merge_loads(const LoadFile& from, LoadFile& into) {
   }
   if (from.scaled || into.scaled) return invalid_input("fractional counts of several files do not add up");
   RETURN_IF_ERROR(add_load(from.load, into.load));
+  into.dropped_passes = std::max(into.dropped_passes, from.dropped_passes);
   if (from.ranks.empty() != into.ranks.empty()) {
     return invalid_input(
         "holds the records of single ranks, the files before it the sum of all, or the other way round");

@@ -336,6 +336,9 @@ void DeepseekModel::choose_slots(int32_t layer, const Part& part) const {
   int32_t* id = part.ids.as<int32_t>();
   int32_t* counts = part.batch.expert_counts;
   if (counts) counts += int64_t(layer) * config_.num_routed_experts;
+  int32_t* slot_counts = part.batch.slot_counts;
+  if (slot_counts) slot_counts += int64_t(layer) * int64_t(slots_->layer(layer).logical_of_slot.size());
+  const int32_t* const first_id = id;
   const uint64_t seed = part.batch.step * uint64_t(config_.num_layers) + uint64_t(layer);
   for (int64_t token = part.first_row; token < part.first_row + part.rows; ++token) {
     // A benchmark aid: any top_k different experts, evenly.
@@ -344,8 +347,12 @@ void DeepseekModel::choose_slots(int32_t layer, const Part& part) const {
       if (fakes_routing_) *id = int32_t((first + k * config_.num_routed_experts / top_k) % config_.num_routed_experts);
       if (counts) ++counts[*id];
       *id = dispatch.choose(*id, experts::draw_of(seed, uint64_t(token), uint32_t(k)));
+      if (slot_counts) ++slot_counts[*id];
     }
   }
+  if (part.batch.chosen_slots == nullptr) return;
+  const int64_t row = int64_t(layer) * int64_t(part.batch.token_ids.size()) + part.first_row;
+  std::copy_n(first_id, part.rows * top_k, part.batch.chosen_slots + row * top_k);
 }
 
 Result<parallel::ReceivedRows> DeepseekModel::receive(Part& part) {
