@@ -79,6 +79,12 @@ Status validate(const EngineConfig& config) {
   return Ok{};
 }
 
+parallel::ExchangeMode exchange_mode(const EngineConfig& config, const parallel::StepDecision& decision) {
+  const int64_t largest = parallel::largest_share(decision.max_tokens, config.attn_tp_size);
+  const bool fits = decision.kind == parallel::StepKind::kDecode && largest <= config.max_low_latency_tokens;
+  return fits ? parallel::ExchangeMode::kLowLatency : parallel::ExchangeMode::kNormal;
+}
+
 model::ForwardLimits forward_limits(const EngineConfig& config) {
   model::ForwardLimits limits;
   const int64_t prefill = config.role == Role::kDecode

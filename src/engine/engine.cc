@@ -9,6 +9,8 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "engine/expert_port.h"
+#include "engine/follower.h"
+#include "engine/plan_board.h"
 #include "engine/roles/combined_worker.h"
 #include "engine/roles/decode_worker.h"
 #include "engine/roles/prefill_worker.h"
@@ -88,8 +90,8 @@ class RankEngine final : public Engine {
   bool step();
   void lose_group(const std::string& reason);
   void end_everything(const std::string& reason, int32_t status_code);
-  parallel::ExchangeMode exchange_mode(const parallel::StepDecision& decision) const;
   void run_batch(const parallel::StepDecision& decision);
+  void finish_plan();
   void leave_batch();
   void leave_group();
   void sweep();
@@ -143,13 +145,6 @@ void RankEngine::handle(FlushCacheCommand& command) {
   if (command.done) command.done(flushed);
 }
 
-// Low-latency form where the whole group decodes and every rank's batch fits it.
-parallel::ExchangeMode RankEngine::exchange_mode(const parallel::StepDecision& decision) const {
-  const int64_t most = core_.config.max_low_latency_tokens;
-  const bool fits = decision.kind == parallel::StepKind::kDecode && int64_t(decision.max_tokens) <= most;
-  return fits ? parallel::ExchangeMode::kLowLatency : parallel::ExchangeMode::kNormal;
-}
-
 // Vote, decide, forward, sample. A vote that the other ranks have not answered yet is asked for again next turn.
 bool RankEngine::step() {
   if (lost_) return false;
@@ -164,6 +159,9 @@ bool RankEngine::step() {
     vote.wants_shutdown = leaving_ ? 1 : 0;
     vote.can_split = core_.config.two_batch_overlap && can_split(batch_) ? 1 : 0;
     if (core_.parts.experts) vote.change_version = core_.parts.experts->staged();
+    if (PlanBoard* plans = core_.parts.plans) {
+      plans->write(next_step_, batch_.forward_batch(), core_.config.block_tokens);
+    }
     communicator.post_vote(vote, core_.now());
     vote_posted_ = true;
   }
@@ -206,7 +204,7 @@ void RankEngine::end_everything(const std::string& reason, int32_t status_code) 
 void RankEngine::run_batch(const parallel::StepDecision& decision) {
   model::ForwardBatch forward = batch_.forward_batch();
   forward.step = decision.step;
-  forward.exchange_mode = exchange_mode(decision);
+  forward.exchange_mode = engine::exchange_mode(core_.config, decision);
   forward.two_batches = decision.two_batches != 0;
   ExpertPort* const experts = core_.parts.experts;
   if (experts) forward.expert_counts = experts->counts();
@@ -296,10 +294,19 @@ void RankEngine::run(std::stop_token stop) {
     }
   }
   draining_ = true;
+  finish_plan();
   end_everything("The server is shutting down.", 503);
   while (std::optional<Command> command = commands_.try_pop()) handle(std::move(*command));
   publish();
   leave_group();
+}
+
+// The other ranks of an attention group may be running the batch of the posted vote already: so does this one.
+void RankEngine::finish_plan() {
+  while (core_.parts.plans && vote_posted_ && !lost_) {
+    if (!step()) core_.parts.communicator->wait(kIdleWait);
+    sweep();
+  }
 }
 
 // Goes on stepping with what the others still have until they leave too; the vote's deadline bounds it.
@@ -320,6 +327,8 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineConfig& config, const
   CHECK(parts.cache != nullptr);
   CHECK(parts.communicator != nullptr);
   CHECK(parts.metrics != nullptr);
+  CHECK((parts.plans != nullptr) == (config.attn_tp_size > 1));
+  if (config.attn_tp_rank > 0) return make_follower(config, parts, std::move(sink));
   const kv::KvLayout& layout = parts.cache->layout();
   if (layout.block_tokens != config.block_tokens ||
       int64_t(layout.num_blocks) * layout.block_tokens != config.max_total_tokens) {
