@@ -75,7 +75,7 @@ void Follower::post_vote() {
   parallel::StepVote vote;
   vote.step = next_step_;
   vote.wants_shutdown = leaving_ ? 1 : 0;
-  vote.can_split = config_.two_batch_overlap ? 1 : 0;
+  vote.follows = 1;
   if (parts_.experts) vote.change_version = parts_.experts->staged();
   parts_.communicator->post_vote(vote, parts_.clock->now());
   vote_posted_ = true;

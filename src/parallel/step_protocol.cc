@@ -34,7 +34,7 @@ StepDecision decide(std::span<const StepVote> votes) {
     if (strength(vote.kind) > strength(decision.kind)) decision.kind = vote.kind;
     decision.shutdown &= uint8_t(vote.wants_shutdown != 0);
     decision.sleep_ready &= uint8_t(vote.sleep_ready != 0);
-    can_split = can_split && vote.can_split != 0;
+    can_split = can_split && (vote.can_split != 0 || vote.follows != 0);
     decision.max_tokens = std::max(decision.max_tokens, vote.num_tokens);
     decision.total_tokens += vote.num_tokens;
     decision.sleep_ms = std::max(decision.sleep_ms, vote.sleep_ms);

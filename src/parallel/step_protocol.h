@@ -25,6 +25,7 @@ struct StepVote {
   uint8_t can_split = 0;        // its tokens, or none, can be cut into two batches
   uint32_t sleep_ms = 0;        // requested pause before each step (slow_down)
   uint32_t change_version = 0;  // newest pending change (placement, profile window) this rank has prepared
+  uint8_t follows = 0;  // runs the batches of another rank: has no requests of its own, and no say in how they run
 };
 static_assert(sizeof(StepVote) == 32);
 
