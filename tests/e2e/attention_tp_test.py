@@ -5,6 +5,7 @@ import threading
 
 import harness
 from harness import REFERENCE, Case, Pair, Server, certain_tokens, greedy, request
+from nodes_test import Nodes
 
 PROMPTS = [prompt for prompt in REFERENCE if len(certain_tokens(prompt)) >= 12 and len(prompt["ids"]) < 600][:8]
 SMALL = ("--num-threads", 1, "--max-total-tokens", 8192, "--max-running-requests", 32)
@@ -63,6 +64,27 @@ class AttentionTpTest(Case):
         self.assertRegex(self.deployment.prefill.log(), r" TP0 EP0\] Prefill batch")
         for server in self.deployment.servers:
             self.assertEqual(server.stop(), 0)
+
+
+class NodesTest(Case):
+    """Two nodes, on each a group of two ranks: both groups give the reference's tokens."""
+
+    @classmethod
+    def make(cls):
+        return Nodes("split", 4, "--dp-size", 2)
+
+    def test_groups_of_both_nodes_give_the_reference_s_tokens(self):
+        for i, prompt in enumerate(PROMPTS[:4]):
+            body = {
+                "input_ids": prompt["ids"],
+                "data_parallel_rank": i % 2,
+                "sampling_params": greedy(12, ignore_eos=True),
+            }
+            self.assertEqual(self.generate(body)["output_ids"], prompt["greedy"][:12], prompt["name"])
+        info = request(self.port, "GET", "/get_server_info").json()
+        self.assertEqual(len(info["internal_states"]), 2)
+        for server in self.deployment.servers:
+            server.stop()
 
 
 if __name__ == "__main__":
