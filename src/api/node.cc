@@ -173,8 +173,11 @@ void figures_fields(Io& io, M& m) {
   field(io, m.sleep_ms);
   field(io, m.asleep);
   field(io, m.held_for);
+  field(io, m.retractions);
+  field(io, m.failed_transfers);
+  field(io, m.profiling);
 }
-constexpr size_t kFiguresBytes = 2 * 8 + 6 * 4 + 8 * 8 + 8 + 8 * 8 + 3 + 4 + 1 + 4;
+constexpr size_t kFiguresBytes = 2 * 8 + 6 * 4 + 8 * 8 + 8 + 8 * 8 + 3 + 4 + 1 + 4 + 2 * 8 + 1;
 
 template <class Io, class List>
 void addresses(Io& io, List& values) {

@@ -16,7 +16,7 @@
 
 namespace tandem::api {
 
-inline constexpr uint16_t kNodeMessageVersion = 2;
+inline constexpr uint16_t kNodeMessageVersion = 3;
 
 // Node 0 to the node of the rank. rank: of the whole group.
 struct NodeSubmit {
@@ -59,6 +59,8 @@ struct RankFigures {
   uint32_t sleep_ms = 0;
   bool asleep = false;
   int32_t held_for = 0;
+  uint64_t retractions = 0, failed_transfers = 0;
+  bool profiling = false;
   bool operator==(const RankFigures&) const = default;
 };
 struct NodeFigures {
@@ -106,9 +108,9 @@ struct NodeProfiled {
   std::string message;
 };
 // A message's number on the wire is its place here, from 1.
-using NodeMessage = std::variant<NodeSubmit, NodeCancel, NodeFlush, NodeDrain, NodeFlushed, NodeEvent, NodeFigures,
-                                 NodeLoaded, NodeGo, NodeStop, NodeWantsStop, NodeSlowDown, NodeHold,
-                                 NodeExperts, NodeProfile, NodeProfiled>;
+using NodeMessage =
+    std::variant<NodeSubmit, NodeCancel, NodeFlush, NodeDrain, NodeFlushed, NodeEvent, NodeFigures, NodeLoaded, NodeGo,
+                 NodeStop, NodeWantsStop, NodeSlowDown, NodeHold, NodeExperts, NodeProfile, NodeProfiled>;
 
 std::string encode_node_message(const NodeMessage& message);
 // Errors: kInvalidInput for another version; kCorrupt for everything else that is not exactly one message.

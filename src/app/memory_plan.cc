@@ -29,6 +29,7 @@ model::LoadOptions load_options(const ResolvedConfig& config, const model::Forwa
   options.isa = config.isa;
   options.num_threads = num_threads;
   options.limits = limits;
+  options.attention_tp_size = config.attn_tp_size;
   options.experts = config.experts;
   return options;
 }
@@ -60,11 +61,12 @@ Result<MemoryPlan> plan_memory(const ResolvedConfig& config, int num_threads, in
   const int64_t element = int64_t(size_of(config.kv_dtype));
   const int64_t token_bytes =
       int64_t(config.model.num_layers) * (config.model.kv_lora_rank + config.model.rope_dim) * element;
-  const int64_t ranks = config.num_ranks;
-  const int64_t of_rank = plan.expert_bytes + plan.workspace_bytes + plan.exchange_bytes + plan.logits_bytes;
-  const int64_t fixed = plan.weight_bytes + ranks * of_rank;
+  // The ranks of an attention group share one KV pool, and their first one samples.
+  const int64_t ranks = config.num_ranks, groups = std::max<int64_t>(1, ranks / config.attn_tp_size);
+  const int64_t of_rank = plan.expert_bytes + plan.workspace_bytes + plan.exchange_bytes;
+  const int64_t fixed = plan.weight_bytes + ranks * of_rank + groups * plan.logits_bytes;
   const double fraction = config.mem_fraction_static > 0 ? config.mem_fraction_static : kDefaultMemFraction;
-  const int64_t room = std::max<int64_t>(0, int64_t(double(available_bytes) * fraction) - fixed) / ranks;
+  const int64_t room = std::max<int64_t>(0, int64_t(double(available_bytes) * fraction) - fixed) / groups;
   int64_t tokens = engine.max_total_tokens;
   std::string why = "--max-total-tokens";
   if (tokens == 0 || config.mem_fraction_static > 0) {
@@ -76,9 +78,10 @@ Result<MemoryPlan> plan_memory(const ResolvedConfig& config, int num_threads, in
   tokens = std::min<int64_t>(tokens, INT32_MAX / 2) / engine.block_tokens * engine.block_tokens;
   plan.max_total_tokens = int32_t(tokens);
   plan.kv_bytes = tokens * token_bytes;
-  const int64_t sum = fixed + ranks * plan.kv_bytes;
+  const int64_t sum = fixed + groups * plan.kv_bytes;
 
   const std::string times = ranks > 1 ? fmt::format(", x {} ranks", ranks) : "";
+  const std::string group_times = groups == ranks ? times : fmt::format(", x {} attention groups", groups);
   const auto add = [&](const char* what, int64_t bytes, std::string why_so) {
     plan.lines.push_back(line(what, bytes, why_so));
   };
@@ -86,8 +89,8 @@ Result<MemoryPlan> plan_memory(const ResolvedConfig& config, int num_threads, in
   if (plan.expert_bytes > 0) add("experts", plan.expert_bytes, "routed experts of a rank, as stored" + times);
   add("workspace", plan.workspace_bytes, fmt::format("{} tokens per step", plan.limits.max_tokens) + times);
   if (plan.exchange_bytes > 0) add("exchange", plan.exchange_bytes, "rows and results of all ranks" + times);
-  add("logits", plan.logits_bytes, fmt::format("{} rows", plan.limits.max_logit_rows) + times);
-  add("KV pool", plan.kv_bytes, fmt::format("{} tokens x {} bytes ({})", tokens, token_bytes, why) + times);
+  add("logits", plan.logits_bytes, fmt::format("{} rows", plan.limits.max_logit_rows) + group_times);
+  add("KV pool", plan.kv_bytes, fmt::format("{} tokens x {} bytes ({})", tokens, token_bytes, why) + group_times);
   add("sum", sum, fmt::format("of {:.2f} MiB available", double(available_bytes) / (1 << 20)));
   if (sum > available_bytes || tokens < engine.block_tokens) {
     return exhausted(fmt::format(

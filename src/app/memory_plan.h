@@ -14,7 +14,7 @@ struct MemoryPlan {
   int32_t max_running_requests = 0;
   model::ForwardLimits limits;
   int64_t weight_bytes = 0;  // shared by the ranks
-  // Of one rank.
+  // Of one rank; cache and logits of one attention group.
   int64_t expert_bytes = 0, workspace_bytes = 0, exchange_bytes = 0, kv_bytes = 0, logits_bytes = 0;
   int64_t available_bytes = 0;
   std::vector<std::string> lines;  // what is printed, one line per consumer and the sum

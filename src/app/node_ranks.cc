@@ -11,10 +11,12 @@
 #include "engine/expert_follower.h"
 #include "engine/expert_port.h"
 #include "engine/group.h"
+#include "engine/plan_board.h"
 #include "engine/slab_reads.h"
 #include "kernels/sample.h"
 #include "kv/transfer_thread.h"
 #include "model/model.h"
+#include "parallel/attention_group.h"
 #include "parallel/communicator.h"
 #include "parallel/expert_exchange.h"
 #include "profile/span.h"
@@ -50,7 +52,9 @@ struct RankParts {
   profile::SharedRecorder transfer_spans;
   std::unique_ptr<model::Model> model;
   std::unique_ptr<engine::ExpertPort> experts;  // null: no routed experts
-  std::optional<kv::KvStorage> cache;
+  // Of the attention group; the plans only where it has several ranks.
+  std::shared_ptr<kv::KvStorage> cache;
+  std::shared_ptr<engine::PlanBoard> plans;
   device::ThreadPool sample_pool{1};
   std::optional<device::Workspace> sample_workspace;
   std::unique_ptr<parallel::Communicator> communicator;
@@ -93,8 +97,14 @@ class NodeRanksImpl final : public NodeRanks {
   bool pd() const { return config_.engine.role != engine::Role::kCombined; }
   int32_t first_rank() const { return config_.node_rank * config_.num_ranks; }
   int32_t num_ranks_of_all() const { return config_.num_nodes * config_.num_ranks; }
+  // Of an attention group; the others follow it.
+  bool is_leader(int32_t rank) const { return rank % config_.attn_tp_size == 0; }
+  void add_rank(std::unique_ptr<model::Model> model, std::unique_ptr<profile::Recorder> recorder);
+  std::string log_scope(int32_t rank) const;
   Status load();
   Result<std::vector<std::unique_ptr<parallel::ExpertExchange>>> exchanges(const parallel::ExchangeShape& shape) const;
+  // Ranks that outnumber the cores would only keep each other from running.
+  bool may_spin() const { return config_.num_ranks <= num_usable_cpus(); }
   kv::KvLayout layout() const;
   Status open_kv_ports();
   Result<std::unique_ptr<kv::KvTransfer>> open_kv_port(int32_t rank);
@@ -109,7 +119,7 @@ class NodeRanksImpl final : public NodeRanks {
   const ResolvedConfig& config_;
   const MemoryPlan plan_;
   const Parts parts_;
-  profile::TraceWriter traces_;              // writes to its end what the ranks have recorded
+  profile::TraceWriter traces_;                     // writes to its end what the ranks have recorded
   std::vector<api::RankAddress> addresses_;         // prefill
   std::vector<api::RankAddress> expert_addresses_;  // several nodes with spare places
   engine::EngineGroup group_;                       // the ranks' engines call it to their end
@@ -153,7 +163,10 @@ Status NodeRanksImpl::build() {
   std::vector<engine::EngineDoor*> engines;
   for (const auto& rank : ranks_) engines.push_back(rank->engine.get());
   RETURN_IF_ERROR(link_->open(std::move(engines), std::chrono::seconds(config_.flags.integer("dist_timeout"))));
-  for (engine::EngineDoor* remote : link_->remote_ranks()) group_.add(*remote);
+  int32_t number = config_.num_ranks;
+  for (engine::EngineDoor* remote : link_->remote_ranks()) {
+    if (is_leader(number++)) group_.add(*remote);
+  }
   return Ok{};
 }
 
@@ -190,6 +203,8 @@ Status NodeRanksImpl::load() {
   if (shape.top_k > 0) {
     ASSIGN_OR_RETURN(exchanges, this->exchanges(shape));
   }
+  std::vector<std::unique_ptr<parallel::AttentionGroup>> seats = parallel::make_attention_groups(
+      Rank{first_rank()}, num_ranks, config_.attn_tp_size, kRankDeadline, may_spin() ? kExchangeSpins : 0);
   std::vector<model::RankOptions> rank_options;
   std::vector<std::unique_ptr<profile::Recorder>> recorders;
   for (int32_t i = 0; i < num_ranks; ++i) {
@@ -198,6 +213,7 @@ Status NodeRanksImpl::load() {
     rank.num_threads = threads_per_rank(config_, parts_.num_threads);
     rank.clock = parts_.clock;
     rank.spans = recorders.emplace_back(std::make_unique<profile::Recorder>(*parts_.clock)).get();
+    if (config_.attn_tp_size > 1) rank.attention = std::move(seats[size_t(i)]);
     if (shape.top_k > 0) rank.exchange = std::move(exchanges[size_t(i)]);
   }
   ASSIGN_OR_RETURN(std::vector<std::unique_ptr<model::Model>> models,
@@ -205,28 +221,34 @@ Status NodeRanksImpl::load() {
   log::info("Load weight end. type={}, dtype={}, avail mem={:.2f} GB, mem usage={:.2f} GB.", config_.model.architecture,
             config_.model.fp8_blocks ? "fp8" : "bfloat16", double(available_memory_bytes()) / 1e9,
             double(plan_.weight_bytes + plan_.expert_bytes * num_ranks) / 1e9);
-  for (std::unique_ptr<model::Model>& model : models) {
-    std::unique_ptr<profile::Recorder>& recorder = recorders[ranks_.size()];
-    RankParts& rank =
-        *ranks_.emplace_back(std::make_unique<RankParts>(kTransferQueue, std::move(recorder), *parts_.clock));
-    rank.model = std::move(model);
-    rank.cache.emplace(device::Device::kCpu, layout());
-    if (model::ExpertSlots* slots = rank.model->expert_slots()) {
-      rank.experts =
-          std::make_unique<engine::ExpertPort>(config_.model.num_layers, config_.model.num_routed_experts, *slots);
-    }
-  }
+  for (std::unique_ptr<model::Model>& model : models) add_rank(std::move(model), std::move(recorders[ranks_.size()]));
   log::info("KV Cache is allocated. #tokens: {}, KV size: {:.2f} GB", plan_.max_total_tokens,
             double(layout().total_bytes()) / 1e9);
   return Ok{};
 }
 
+void NodeRanksImpl::add_rank(std::unique_ptr<model::Model> model, std::unique_ptr<profile::Recorder> recorder) {
+  const auto number = int32_t(ranks_.size());
+  RankParts& rank =
+      *ranks_.emplace_back(std::make_unique<RankParts>(kTransferQueue, std::move(recorder), *parts_.clock));
+  rank.model = std::move(model);
+  if (!is_leader(number)) {
+    rank.cache = ranks_[size_t(number) - 1]->cache;
+    rank.plans = ranks_[size_t(number) - 1]->plans;
+  } else {
+    rank.cache = std::make_shared<kv::KvStorage>(device::Device::kCpu, layout());
+    if (config_.attn_tp_size > 1) rank.plans = std::make_shared<engine::PlanBoard>();
+  }
+  if (model::ExpertSlots* slots = rank.model->expert_slots()) {
+    rank.experts =
+        std::make_unique<engine::ExpertPort>(config_.model.num_layers, config_.model.num_routed_experts, *slots);
+  }
+}
+
 Result<std::vector<std::unique_ptr<parallel::ExpertExchange>>> NodeRanksImpl::exchanges(
     const parallel::ExchangeShape& shape) const {
-  // Ranks that outnumber the cores would only keep each other from running.
-  const bool may_spin = config_.num_ranks <= num_usable_cpus();
-  if (parts_.nodes) return parts_.nodes->exchanges(shape, kRankDeadline, may_spin ? kNodeExchangeSpins : 0);
-  return parallel::make_local_exchanges(shape, kRankDeadline, may_spin ? kExchangeSpins : 0);
+  if (parts_.nodes) return parts_.nodes->exchanges(shape, kRankDeadline, may_spin() ? kNodeExchangeSpins : 0);
+  return parallel::make_local_exchanges(shape, kRankDeadline, may_spin() ? kExchangeSpins : 0);
 }
 
 // Decode finds a prefill server at its bootstrap port, which is rank 0's; the handshake there names the other ranks'
@@ -236,6 +258,7 @@ Status NodeRanksImpl::open_kv_ports() {
   const std::string backend = config_.flags.text("disaggregation_transfer_backend");
   log::info("KV transfer backend: UCX{}", backend == "ucx" ? "" : fmt::format(" (for {})", backend));
   for (size_t i = 0; i < ranks_.size(); ++i) {
+    if (!is_leader(int32_t(i))) continue;
     RankParts& rank = *ranks_[i];
     ASSIGN_OR_RETURN(std::unique_ptr<kv::KvTransfer> transfer, open_kv_port(int32_t(i)));
     rank.transfer = std::make_unique<kv::TransferThread>(
@@ -283,9 +306,16 @@ Status NodeRanksImpl::build_engines() {
                    : parallel::make_local_communicators(config_.num_ranks, kRankDeadline);
   for (size_t i = 0; i < ranks_.size(); ++i) {
     RETURN_IF_ERROR(build_engine(i, std::move(communicators[i])));
-    group_.add(*ranks_[i]->engine);
+    if (is_leader(int32_t(i))) group_.add(*ranks_[i]->engine);
   }
   return Ok{};
+}
+
+// As SGLang's: DP only where there are several, nothing for a rank alone.
+std::string NodeRanksImpl::log_scope(int32_t rank) const {
+  if (num_ranks_of_all() == 1) return "";
+  const std::string scope = fmt::format("TP{} EP{}", rank, rank);
+  return config_.dp_size == 1 ? scope : fmt::format("DP{} {}", rank / config_.attn_tp_size, scope);
 }
 
 Status NodeRanksImpl::build_engine(size_t index, std::unique_ptr<parallel::Communicator> communicator) {
@@ -309,12 +339,15 @@ Status NodeRanksImpl::build_engine(size_t index, std::unique_ptr<parallel::Commu
   parts.communicator = rank.communicator.get();
   parts.metrics = parts_.metrics;
   parts.experts = rank.experts.get();
+  parts.plans = rank.plans.get();
   engine::EngineConfig config = config_.engine;
   const int32_t number = first_rank() + int32_t(index);
-  config.dp_rank = number;
-  config.seed += uint64_t(number);
+  config.dp_rank = number / config_.attn_tp_size;
+  config.tp_rank = number;
+  config.attn_tp_rank = number % config_.attn_tp_size;
+  config.seed += uint64_t(config.dp_rank);
   config.rank_addresses = addresses_;
-  if (num_ranks_of_all() > 1) config.log_scope = fmt::format("DP{} TP{} EP{}", number, number, number);
+  config.log_scope = log_scope(number);
   const auto sink = config_.node_rank == 0 ? group_.rank_sink() : link_->sink(uint32_t(number));
   ASSIGN_OR_RETURN(rank.engine, engine::Engine::create(config, parts, sink));
   rank.woken = rank.engine.get();
@@ -333,6 +366,7 @@ Status NodeRanksImpl::open_expert_ports() {
     options.listen = true;
     options.epoch = config_.engine.epoch;
     options.secret = config_.environment.kv_secret;
+    options.devices = config_.network_devices;
     ASSIGN_OR_RETURN(auto transfer, kv::make_ucx_transfer(options, rank->experts->slots().slab()));
     const std::string address = transfer->address();
     const auto port = uint16_t(std::stoi(address.substr(address.rfind(':') + 1)));

@@ -182,10 +182,22 @@ struct Resolver {
     config.num_nodes = int32_t(nodes);
     config.node_rank = int32_t(node);
     config.num_ranks = int32_t(std::max<int64_t>(1, tp / nodes));
-    if (config.attn_tp_size > 1) {
-      config.refusals.push_back(fmt::format("attention tensor parallelism (--tp-size {} over --dp-size {})", tp, dp));
-    }
+    check_attention_groups();
     if (dp > 1 && !dp_attention) config.refusals.push_back("--dp-size above 1 without --enable-dp-attention");
+  }
+
+  // Ranks that share their requests: which they are is settled by the sizes, rank r is in group r / attn_tp_size.
+  void check_attention_groups() {
+    const int32_t size = config.attn_tp_size, heads = config.model.num_heads;
+    config.engine.attn_tp_size = size;
+    if (size > 1 && heads % size != 0) {
+      fault("attention tensor parallelism: {} heads are not divisible by --tp-size / --dp-size = {}", heads, size);
+    }
+    if (config.num_ranks % size != 0) {
+      config.refusals.push_back(
+          fmt::format("an attention tensor-parallel group of {} ranks (--tp-size / --dp-size) over several nodes of {}",
+                      size, config.num_ranks));
+    }
   }
 
   void check_address(const std::string& address) {
@@ -241,9 +253,10 @@ struct Resolver {
       flags.set("ep_dispatch_algorithm", "static");
       warn("--ep-dispatch-algorithm is not given: static");
     }
-    // The largest decode batch of a rank must fit the low-latency exchange.
+    // The largest decode batch of a rank, its share where ranks split one, must fit the low-latency exchange.
     int64_t batch = config.engine.max_running_requests;
     for (int64_t size : flags.integers("cuda_graph_bs")) batch = std::max(batch, size);
+    batch = parallel::largest_share(batch, config.attn_tp_size);
     const auto& given = config.environment.max_dispatch_tokens_per_rank;
     const bool exchanges = flags.text("moe_a2a_backend") == "deepep" && flags.text("deepep_mode") != "normal" &&
                            flags.text("disaggregation_mode") != "prefill";

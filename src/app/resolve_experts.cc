@@ -52,6 +52,9 @@ void resolve_expert_balancing(ResolvedConfig& config, std::vector<std::string>& 
   if (config.num_nodes > 1 && mode != "stat" && mode != "stat_approx") {
     config.refusals.push_back("--expert-distribution-recorder-mode " + mode + apart);
   }
+  if (config.attn_tp_size > 1 && mode == "per_token") {
+    config.refusals.push_back("--expert-distribution-recorder-mode per_token with attention tensor parallelism");
+  }
   if (config.num_nodes > 1 && measures) config.refusals.push_back("--enable-expert-distribution-metrics" + apart);
   balancer.topology = config.experts.topology;
   balancer.dispatch = config.experts.dispatch;

@@ -49,6 +49,9 @@ EngineSnapshot combine(std::span<const EngineSnapshot> ranks) {
     all.sleep_ms = std::max(all.sleep_ms, rank.sleep_ms);
     all.asleep = all.asleep || rank.asleep;
     all.held_for = std::max(all.held_for, rank.held_for);
+    all.retractions += rank.retractions;
+    all.failed_transfers += rank.failed_transfers;
+    all.profiling = all.profiling || rank.profiling;
   }
   return all;
 }
@@ -85,6 +88,12 @@ Status validate(const EngineConfig& config) {
         fmt::format("schedule_conservativeness must not be negative, got {}", config.schedule_conservativeness));
   }
   return Ok{};
+}
+
+parallel::ExchangeMode exchange_mode(const EngineConfig& config, const parallel::StepDecision& decision) {
+  const int64_t largest = parallel::largest_share(decision.max_tokens, config.attn_tp_size);
+  const bool fits = decision.kind == parallel::StepKind::kDecode && largest <= config.max_low_latency_tokens;
+  return fits ? parallel::ExchangeMode::kLowLatency : parallel::ExchangeMode::kNormal;
 }
 
 model::ForwardLimits forward_limits(const EngineConfig& config) {

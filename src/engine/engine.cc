@@ -9,6 +9,8 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "engine/expert_port.h"
+#include "engine/follower.h"
+#include "engine/plan_board.h"
 #include "engine/roles/combined_worker.h"
 #include "engine/roles/decode_worker.h"
 #include "engine/roles/prefill_worker.h"
@@ -97,10 +99,10 @@ class RankEngine final : public Engine {
   bool follow(const parallel::StepDecision& decision);
   void lose_group(const std::string& reason);
   void end_everything(const std::string& reason, int32_t status_code);
-  parallel::ExchangeMode exchange_mode(const parallel::StepDecision& decision) const;
   void run_batch(const parallel::StepDecision& decision);
   void run_step(const parallel::StepDecision& decision);
   StepFigures add_load(StepFigures figures);
+  void finish_plan();
   void leave_batch();
   void count_step(bool is_decode, int64_t tokens);
   void leave_group();
@@ -177,13 +179,6 @@ void RankEngine::handle(ProfileCommand& command) {
   if (command.done) command.done(peer_lost("A rank of this server was lost."));
 }
 
-// Low-latency form where the whole group decodes and every rank's batch fits it.
-parallel::ExchangeMode RankEngine::exchange_mode(const parallel::StepDecision& decision) const {
-  const int64_t most = core_.config.max_low_latency_tokens;
-  const bool fits = decision.kind == parallel::StepKind::kDecode && int64_t(decision.max_tokens) <= most;
-  return fits ? parallel::ExchangeMode::kLowLatency : parallel::ExchangeMode::kNormal;
-}
-
 // A batch is formed for the vote, unless the last one was not run: a prompt's chunk stays as it was planned. A rank
 // that sleeps votes without one.
 void RankEngine::post_vote() {
@@ -208,6 +203,9 @@ void RankEngine::post_vote() {
   vote.can_split = core_.config.two_batch_overlap && can_split(batch_) ? 1 : 0;
   if (core_.parts.experts) vote.change_version = core_.parts.experts->staged();
   pace_.fill(vote, now);
+  if (PlanBoard* plans = core_.parts.plans) {
+    plans->write(next_step_, batch_.forward_batch(), core_.config.block_tokens);
+  }
   profiler_.vote(vote);
   times_.voted = core_.now();
   core_.parts.communicator->post_vote(vote, times_.voted);
@@ -291,7 +289,7 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
   is_formed_ = false;
   model::ForwardBatch forward = batch_.forward_batch();
   forward.step = decision.step;
-  forward.exchange_mode = exchange_mode(decision);
+  forward.exchange_mode = engine::exchange_mode(core_.config, decision);
   forward.two_batches = decision.two_batches != 0;
   ExpertPort* const experts = core_.parts.experts;
   if (experts) experts->before_forward(forward);
@@ -392,6 +390,9 @@ void RankEngine::publish() {
   next.sleep_ms = pace_.sleep_ms();
   next.asleep = pace_.asleep();
   next.held_for = pace_.held_for();
+  next.retractions = uint64_t(core_.metrics.retractions.value());
+  next.failed_transfers = uint64_t(core_.metrics.transfer_failed.value());
+  next.profiling = profiler_.is_open();
   core_.metrics.show_pace(double(next.sleep_ms) / 1e3, next.held_for);
   std::lock_guard lock(snapshot_mutex_);
   // A vote that nobody answers is no progress.
@@ -411,11 +412,20 @@ void RankEngine::run(std::stop_token stop) {
     }
   }
   begin_drain();
+  finish_plan();
   end_everything("The server is shutting down.", 503);
   while (std::optional<Command> command = commands_.try_pop()) handle(std::move(*command));
   profiler_.close("The server is shutting down.");
   publish();
   leave_group();
+}
+
+// The other ranks of an attention group may be running the batch of the posted vote already: so does this one.
+void RankEngine::finish_plan() {
+  while (core_.parts.plans && vote_posted_ && !lost_) {
+    if (!step()) core_.parts.communicator->wait(kIdleWait);
+    sweep();
+  }
 }
 
 // Goes on stepping with what the others still have until they leave too; the vote's deadline bounds it.
@@ -436,6 +446,8 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineConfig& config, const
   CHECK(parts.cache != nullptr);
   CHECK(parts.communicator != nullptr);
   CHECK(parts.metrics != nullptr);
+  CHECK((parts.plans != nullptr) == (config.attn_tp_size > 1));
+  if (config.attn_tp_rank > 0) return make_follower(config, parts, std::move(sink));
   const kv::KvLayout& layout = parts.cache->layout();
   if (layout.block_tokens != config.block_tokens ||
       int64_t(layout.num_blocks) * layout.block_tokens != config.max_total_tokens) {

@@ -36,6 +36,7 @@ class TraceWriter;
 namespace tandem::engine {
 
 class ExpertPort;
+class PlanBoard;
 
 enum class Role : uint8_t { kCombined, kPrefill, kDecode };
 enum class SchedulePolicy : uint8_t { kFcfs, kLpm, kRandom, kDfsWeight, kLof };
@@ -69,6 +70,9 @@ struct EngineConfig {
   uint64_t epoch = 0;                // this process's random epoch
   uint64_t seed = 0;                 // for policies and requests without a seed
   int32_t dp_rank = 0;               // this rank's number among those with requests of their own; label of the metrics
+  int32_t tp_rank = 0;               // this rank's number among all; label of the metrics
+  int32_t attn_tp_size = 1;          // ranks that share this one's requests; all sizes here are of them together
+  int32_t attn_tp_rank = 0;          // 0: leads them; others only follow (engine/follower.h)
   std::string log_scope;             // "" or "DP0 TP0 EP0"
   bool log_forward_iters = false;    // SGLANG_LOG_FORWARD_ITERS
   bool log_request_times = false;    // a Req Time Stats line at the end of every request
@@ -77,6 +81,8 @@ struct EngineConfig {
 Status validate(const EngineConfig& config);
 // What the model must be able to run in one step under this configuration.
 model::ForwardLimits forward_limits(const EngineConfig& config);
+// Low-latency form where the whole group decodes and every rank's share of its batch fits it.
+parallel::ExchangeMode exchange_mode(const EngineConfig& config, const parallel::StepDecision& decision);
 
 // Borrowed; all outlive the engine.
 struct EngineParts {
@@ -88,6 +94,7 @@ struct EngineParts {
   parallel::Communicator* communicator = nullptr;
   profile::Metrics* metrics = nullptr;
   ExpertPort* experts = nullptr;  // null: experts are neither counted nor moved
+  PlanBoard* plans = nullptr;     // of the attention group; null where attn_tp_size is 1
   // Profiling; without the first and the last it is refused.
   profile::Recorder* spans = nullptr;                 // of this rank's engine thread
   profile::SharedRecorder* transfer_spans = nullptr;  // of its transfer thread; null: none
@@ -126,8 +133,8 @@ struct ProfileCommand {
   uint32_t version = 0;   // rises by one with each order to the group, which sets it
   std::function<void(Status)> done;
 };
-using Command = std::variant<SubmitCommand, CancelCommand, FlushCacheCommand, DrainCommand, SlowDownCommand, HoldCommand,
-                             ProfileCommand>;
+using Command = std::variant<SubmitCommand, CancelCommand, FlushCacheCommand, DrainCommand, SlowDownCommand,
+                             HoldCommand, ProfileCommand>;
 
 // What other threads may know, copied under a lock once per turn.
 struct EngineSnapshot {
@@ -149,6 +156,8 @@ struct EngineSnapshot {
   uint32_t sleep_ms = 0;  // slow_down as it was ordered
   bool asleep = false;    // in such a sleep right now
   int32_t held_for = 0;   // decode waits for so many requests; 0: it does not
+  uint64_t retractions = 0, failed_transfers = 0;
+  bool profiling = false;  // spans are being recorded, or wait for their step
 };
 
 // The figures of a group as those of one engine: sums; of progress and steps the least, since a group is as alive as

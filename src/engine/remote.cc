@@ -38,6 +38,9 @@ EngineSnapshot to_snapshot(const api::RankFigures& f, TimePoint now) {
   s.sleep_ms = f.sleep_ms;
   s.asleep = f.asleep;
   s.held_for = f.held_for;
+  s.retractions = f.retractions;
+  s.failed_transfers = f.failed_transfers;
+  s.profiling = f.profiling;
   return s;
 }
 
@@ -75,6 +78,9 @@ api::RankFigures to_figures(const EngineSnapshot& s, TimePoint now) {
   f.sleep_ms = s.sleep_ms;
   f.asleep = s.asleep;
   f.held_for = s.held_for;
+  f.retractions = s.retractions;
+  f.failed_transfers = s.failed_transfers;
+  f.profiling = s.profiling;
   return f;
 }
 

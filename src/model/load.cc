@@ -24,6 +24,10 @@ Status check_limits(const ModelConfig& config, const LoadOptions& options) {
     return invalid_input(fmt::format("model limits: max_context {} is more than max_position_embeddings {}",
                                      limits.max_context, config.max_position_embeddings));
   }
+  if (options.attention_tp_size < 1 || config.num_heads % options.attention_tp_size != 0) {
+    return invalid_input(fmt::format("model: {} attention heads cannot be split over {} ranks", config.num_heads,
+                                     options.attention_tp_size));
+  }
   if (options.num_threads < 1) {
     return invalid_input(fmt::format("model: num_threads must be at least 1, is {}", options.num_threads));
   }
@@ -106,9 +110,10 @@ parallel::ExchangeShape exchange_shape(const ModelConfig& config, const LoadOpti
   shape.top_k = config.num_routed_experts > 0 ? config.gate.top_k : 0;
   shape.hidden = config.hidden_size;
   shape.dtype = kernels::Context{options.backend}.act_dtype();
-  shape.max_tokens = options.limits.max_tokens;
+  // A rank dispatches its share of its attention group's tokens.
+  shape.max_tokens = parallel::largest_share(options.limits.max_tokens, options.attention_tp_size);
   shape.num_channels = options.experts.two_batches ? 2 : 1;
-  shape.max_low_latency_tokens = std::min(options.experts.max_low_latency_tokens, options.limits.max_tokens);
+  shape.max_low_latency_tokens = std::min(options.experts.max_low_latency_tokens, shape.max_tokens);
   return shape;
 }
 

@@ -18,13 +18,15 @@
 #include "kv/storage.h"
 #include "model/config.h"
 #include "model/expert_slots.h"
+#include "parallel/attention_group.h"
 #include "parallel/expert_exchange.h"
 
 namespace tandem::model {
 
 enum class Phase : uint8_t { kPrefill, kDecode };  // chooses the attention kernel: expanded or absorbed
 
-// With no token at all the rank takes part in the group's exchanges and computes nothing of its own.
+// With no token at all the rank takes part in the group's exchanges and computes nothing of its own. The ranks of an
+// attention group get the same batch and the same cache.
 struct ForwardBatch {
   Phase phase = Phase::kPrefill;
   uint64_t step = 0;  // the group's; names exchanges in errors and seeds the choice among replicas
@@ -37,10 +39,11 @@ struct ForwardBatch {
   std::span<const int32_t> slots;      // [T] physical cache rows: block * block_tokens + offset
   std::span<const kernels::SequenceSpan> sequences;
   std::span<const int32_t> logit_rows;  // rows of the batch whose logits are wanted, ascending
-  float* logits = nullptr;              // out [logit_rows.size(), vocab_size] f32, caller's memory
-  int32_t* expert_counts = nullptr;     // out [num_layers, num_routed_experts], added to; null: not wanted
-  int32_t* slot_counts = nullptr;       // out [num_layers, slots of all ranks], added to; null: not wanted
-  int32_t* chosen_slots = nullptr;      // out [num_layers, T, top_k], layers with experts only; null: not wanted
+  // out [logit_rows.size(), vocab_size] f32, caller's memory; null on ranks of an attention group that need none.
+  float* logits = nullptr;
+  int32_t* expert_counts = nullptr;  // out [num_layers, num_routed_experts], added to; null: not wanted
+  int32_t* slot_counts = nullptr;    // out [num_layers, slots of all ranks], added to; null: not wanted
+  int32_t* chosen_slots = nullptr;   // out [num_layers, T, top_k], layers with experts only; null: not wanted
 };
 
 struct ForwardLimits {
@@ -56,9 +59,9 @@ class Model {
   virtual const ModelConfig& config() const = 0;
   // Identity for the handover's handshake: a hash over config and weights' metadata.
   virtual uint64_t fingerprint() const = 0;
-  // layer_done(layer): called on this thread as soon as the cache of `layer` holds the batch's rows; not without
-  // tokens. May be empty. kPeerLost: a rank of the group did not come to an exchange; the model can run no further
-  // step.
+  // layer_done(layer): called on this thread as soon as the cache of `layer` holds the batch's rows, those of the whole
+  // attention group; not without tokens. May be empty. kPeerLost: a rank of the group did not come to an exchange; the
+  // model can run no further step.
   virtual Status forward(const ForwardBatch& batch, kv::KvStorage& cache,
                          const std::function<void(int32_t layer)>& layer_done) = 0;
   // This rank's experts; null where the model has none.
@@ -79,10 +82,11 @@ struct ExpertOptions {
 // One rank of this process.
 struct RankOptions {
   Rank rank;
-  int num_threads = 1;                                 // of its pool
-  std::unique_ptr<parallel::ExpertExchange> exchange;  // of exchange_shape(); null for models without experts
-  const Clock* clock = nullptr;                        // for the exchange's deadlines
-  profile::Recorder* spans = nullptr;                  // of its engine thread; null: nothing is recorded
+  int num_threads = 1;                                  // of its pool
+  std::unique_ptr<parallel::ExpertExchange> exchange;   // of exchange_shape(); null for models without experts
+  std::unique_ptr<parallel::AttentionGroup> attention;  // of LoadOptions::attention_tp_size; null where that is 1
+  const Clock* clock = nullptr;                         // for the exchange's deadlines
+  profile::Recorder* spans = nullptr;                   // of its engine thread; null: nothing is recorded
 };
 
 struct LoadOptions {
@@ -93,7 +97,9 @@ struct LoadOptions {
   kernels::Backend backend = kernels::Backend::kCpu;
   kernels::Isa isa = kernels::Isa::kAvx2;
   int num_threads = 1;   // while loading; load_model(): of the rank's pool, too
-  ForwardLimits limits;  // of one rank
+  ForwardLimits limits;  // of one rank, or of an attention group's ranks together: all get the same batches
+  // Ranks that share their requests and one KV cache, and split heads and tokens between them.
+  int32_t attention_tp_size = 1;
   ExpertOptions experts;
   std::function<void(double fraction)> progress;  // while loading; may be empty
 };

@@ -72,6 +72,9 @@ class ExpertExchange {
   virtual Result<bool> poll_results(int32_t channel, TimePoint now, std::span<const float*> rows) = 0;
   // Parks the thread, after a short spin, until something may have come for the channel or the timeout passed.
   virtual void wait(int32_t channel, Duration timeout) = 0;
+  // For a rank that waits for something else than this exchange: sends on what is on its way. True: there may be more,
+  // so call again soon.
+  virtual bool drive(TimePoint) { return false; }
 };
 
 // All ranks of one process: rows and results are read where they lie, through pointers.

@@ -19,11 +19,11 @@ int strength(StepKind kind) {
 }
 
 // Decode waits while a rank holds it back, or while the newest order has not reached every rank: all begin at once.
-// Who wants to leave holds nobody up.
+// Who wants to leave, or follows another rank, holds nobody up.
 bool holds_decode(std::span<const StepVote> votes) {
   const StepVote* known = nullptr;
   for (const StepVote& vote : votes) {
-    if (vote.wants_shutdown != 0) continue;
+    if (vote.wants_shutdown != 0 || vote.follows != 0) continue;
     if (vote.holds != 0 || (known != nullptr && known->hold_version != vote.hold_version)) return true;
     known = &vote;
   }
@@ -52,14 +52,14 @@ StepDecision decide(std::span<const StepVote> votes) {
     if (strength(kind) > strength(decision.kind)) decision.kind = kind;
     decision.shutdown &= uint8_t(vote.wants_shutdown != 0);
     decision.sleep_ready &= uint8_t(vote.sleep_ready != 0);
-    can_split = can_split && vote.can_split != 0;
+    can_split = can_split && (vote.can_split != 0 || vote.follows != 0);
     if (kind == vote.kind) {
       decision.max_tokens = std::max(decision.max_tokens, vote.num_tokens);
       decision.total_tokens += vote.num_tokens;
     }
     decision.sleep_ms = std::max(decision.sleep_ms, vote.sleep_ms);
     decision.change_version = std::min(decision.change_version, vote.change_version);
-    decision.profile_version = std::min(decision.profile_version, vote.profile_version);
+    if (vote.follows == 0) decision.profile_version = std::min(decision.profile_version, vote.profile_version);
     decision.profile_refused = std::max(decision.profile_refused, vote.profile_refused);
   }
   for (const StepVote& vote : votes) {

@@ -28,6 +28,7 @@ struct StepVote {
   uint32_t change_version = 0;  // newest pending change of the placement that this rank has prepared
   uint8_t hold_version = 0;     // newest order to hold decode back that this rank has taken, modulo 256
   uint8_t holds = 0;            // what it waits for by that order is not there yet
+  uint8_t follows = 0;  // runs the batches of another rank: has no requests of its own, and no say in how they run
   uint32_t profile_version = 0;  // newest order to start or stop profiling that this rank has prepared
   uint32_t profile_refused = 0;  // newest of those that it cannot follow
 };

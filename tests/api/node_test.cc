@@ -64,6 +64,9 @@ std::vector<NodeMessage> one_of_each() {
   figures.lost = true;
   figures.sleep_ms = 2000;
   figures.held_for = 7;
+  figures.retractions = 5;
+  figures.failed_transfers = 6;
+  figures.profiling = true;
   return {NodeSubmit{3, full_request()},
           NodeCancel{2, RequestId{7}, 1, "text"},
           NodeFlush{1, 99},

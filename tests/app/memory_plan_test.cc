@@ -35,6 +35,26 @@ TEST(MemoryPlan, FractionBoundsThePool) {
   EXPECT_GT(sum, 2 * kGiB - (1 << 20));
 }
 
+TEST(MemoryPlan, TheRanksOfAnAttentionGroupShareOnePool) {
+  const auto plan = [](std::vector<std::string> args) {
+    args.insert(args.end(), {"--mem-fraction-static", "0.5", "--chunked-prefill-size", "512"});
+    Result<MemoryPlan> made = plan_memory(tiny(std::move(args)), 1, 4 * kGiB);
+    EXPECT_TRUE(made) << made.error().message;
+    return std::move(*made);
+  };
+  const MemoryPlan apart = plan({"--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"});
+  const MemoryPlan together = plan({"--tp-size", "2"});
+  const auto sum = [](const MemoryPlan& made, int64_t groups) {
+    return made.weight_bytes + 2 * (made.expert_bytes + made.workspace_bytes + made.exchange_bytes) +
+           groups * (made.logits_bytes + made.kv_bytes);
+  };
+  for (const int64_t planned : {sum(apart, 2), sum(together, 1)}) {
+    EXPECT_LE(planned, 2 * kGiB);
+    EXPECT_GT(planned, 2 * kGiB - (1 << 20));
+  }
+  EXPECT_GT(together.max_total_tokens, 2 * apart.max_total_tokens * 9 / 10);
+}
+
 TEST(MemoryPlan, TooLittleMemoryIsAnErrorThatSaysWhatToChange) {
   Result<MemoryPlan> plan = plan_memory(tiny({}), 1, 8 << 20);
   ASSERT_FALSE(plan);

@@ -148,6 +148,7 @@ TEST(Resolve, EachConflictIsOneLineThatNamesTheFlag) {
       {"--dist-init-addr nowhere", "--dist-init-addr"},
       {"--nnodes 2 --tp-size 2 --node-rank 2 --dist-init-addr a:1", "--node-rank"},
       {"--moe-dense-tp-size 2", "--moe-dense-tp-size"},
+      {"--tp-size 8", "4 heads are not divisible by --tp-size / --dp-size = 8"},
       {"--chunked-prefill-size 100 --page-size 64", "--page-size"},
       {"--chunked-prefill-size 0", "--chunked-prefill-size"},
       {"--tp-size 4 --dp-size 4 --enable-dp-attention --max-running-requests 3", "--max-running-requests"},
@@ -193,7 +194,7 @@ TEST(Resolve, TheCacheIsF32UnlessBf16IsAskedFor) {
 }
 
 TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
-  for (const char* flags : {"--tp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE",
+  for (const char* flags : {"--dp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE",
                             "--enable-single-batch-overlap", "--kv-cache-dtype fp8_e4m3", "--device cuda"}) {
     ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " " + flags);
     EXPECT_TRUE(outcome.faults.empty()) << flags << ": " << joined(outcome.faults);
@@ -220,6 +221,31 @@ TEST(Resolve, RecorderModesAndMetricsReachTheRecorder) {
   EXPECT_LT(measured.recorder_steps, 0);
   const ResolveOutcome empty = resolve_line(model + "--expert-distribution-recorder-buffer-size 0");
   EXPECT_NE(joined(empty.faults).find("--expert-distribution-recorder-buffer-size 0"), std::string::npos);
+}
+
+TEST(Resolve, RanksBeyondDataParallelOnesShareRequests) {
+  ResolveOutcome outcome = resolve_line("--model-path " + kTiny +
+                                        " --tp-size 8 --dp-size 4 --enable-dp-attention --enable-deepep-moe "
+                                        "--moe-dense-tp-size 1 --enable-dp-lm-head --max-running-requests 1200");
+  EXPECT_TRUE(outcome.faults.empty()) << joined(outcome.faults);
+  EXPECT_TRUE(outcome.config.refusals.empty()) << joined(outcome.config.refusals);
+  EXPECT_EQ(outcome.config.attn_tp_size, 2);
+  EXPECT_EQ(outcome.config.engine.attn_tp_size, 2);
+  EXPECT_EQ(outcome.config.num_ranks, 8);
+  EXPECT_EQ(outcome.config.engine.max_running_requests, 300);
+  EXPECT_EQ(outcome.config.max_dispatch_tokens_per_rank, 150) << "a rank dispatches its share of the group's batch";
+  const ResolvedConfig plain = resolve_line("--model-path " + kTiny + " --tp-size 4").config;
+  EXPECT_EQ(plain.dp_size, 1);
+  EXPECT_EQ(plain.attn_tp_size, 4);
+  EXPECT_TRUE(plain.refusals.empty()) << joined(plain.refusals);
+}
+
+TEST(Resolve, AnAttentionGroupOverNodesIsRefused) {
+  const ResolvedConfig config =
+      resolve_line("--model-path " + kTiny + " --tp-size 4 --nnodes 2 --dist-init-addr a:1").config;
+  ASSERT_EQ(config.refusals.size(), 1u);
+  EXPECT_EQ(config.refusals[0],
+            "an attention tensor-parallel group of 4 ranks (--tp-size / --dp-size) over several nodes of 2");
 }
 
 TEST(Resolve, TheKeyIsNotPrinted) {

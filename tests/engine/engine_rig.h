@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/engine.h"
+#include "engine/plan_board.h"
 #include "tests/engine/fake_model.h"
 
 namespace tandem::testing {
@@ -60,7 +61,7 @@ class Rig {
         storage(device::Device::kCpu, fake_layout(kLayers, config.block_tokens, config.max_total_tokens)),
         workspace(device::Device::kCpu, 1 << 22),
         pool(1),
-        communicators(parallel::make_local_communicators(1, std::chrono::seconds(10))),
+        communicators(parallel::make_local_communicators(config.attn_tp_size, std::chrono::seconds(10))),
         clock(shared_clock != nullptr ? *shared_clock : own_clock) {
     if (shared_clock == nullptr) own_clock.advance(std::chrono::seconds(1));
     engine::EngineParts parts;
@@ -73,9 +74,11 @@ class Rig {
     parts.transfer = port;
     parts.communicator = communicator != nullptr ? communicator : communicators[0].get();
     parts.metrics = &metrics;
+    if (config.attn_tp_size > 1) parts.plans = &plans;
     auto made = engine::Engine::create(config, parts, [this](api::EngineEvent event) { take(std::move(event)); });
     EXPECT_TRUE(made.has_value()) << (made ? "" : made.error().message);
     engine = std::move(*made);
+    for (int32_t i = 1; i < config.attn_tp_size; ++i) add_follower(config, parts, i);
   }
 
   void submit(api::EngineRequest request) {
@@ -93,7 +96,13 @@ class Rig {
   }
   bool turn() {
     clock_tick();
-    return engine->turn();
+    return turn_engines();
+  }
+  // Of the attention group.
+  bool turn_engines() {
+    bool any = engine->turn();
+    for (const auto& follower : followers) any |= follower->engine->turn();
+    return any;
   }
   void clock_tick() { clock.advance(std::chrono::microseconds(100)); }
 
@@ -105,6 +114,10 @@ class Rig {
     EXPECT_EQ(s.queued, 0);
     EXPECT_EQ(s.inflight, 0);
     EXPECT_EQ(model.faults, 0);
+    for (const auto& follower : followers) {
+      EXPECT_EQ(follower->model.forwards, model.forwards);
+      EXPECT_EQ(follower->model.digest, model.digest) << "a follower ran something else than its leader";
+    }
   }
 
   FakeModel model;
@@ -116,9 +129,28 @@ class Rig {
   ManualClock own_clock;
   ManualClock& clock;
   std::map<uint64_t, Answer> answers;
+  engine::PlanBoard plans;
+  struct Follower {
+    FakeModel model;
+    std::unique_ptr<engine::Engine> engine;
+  };
   std::unique_ptr<engine::Engine> engine;  // last: ends before what it borrows
+  std::vector<std::unique_ptr<Follower>> followers;
 
  private:
+  void add_follower(engine::EngineConfig config, engine::EngineParts parts, int32_t index) {
+    Follower& follower =
+        *followers.emplace_back(std::make_unique<Follower>(FakeModel(kLayers, kVocab, model.fingerprint()), nullptr));
+    follower.model.follows = true;
+    config.attn_tp_rank = index;
+    parts.model = &follower.model;
+    parts.transfer = nullptr;
+    parts.communicator = communicators[size_t(index)].get();
+    auto made = engine::Engine::create(config, parts, [](const api::EngineEvent&) {});
+    EXPECT_TRUE(made.has_value());
+    follower.engine = std::move(*made);
+  }
+
   void take(api::EngineEvent event) {
     Answer& answer = answers[event.id.value];
     EXPECT_FALSE(answer.finish.has_value()) << "event after the end of request " << event.id.value;

@@ -56,6 +56,8 @@ class FakeModel final : public model::Model {
   Status forward(const model::ForwardBatch& batch, kv::KvStorage& cache,
                  const std::function<void(int32_t layer)>& layer_done) override {
     forwards += 1;
+    digest_batch(batch, cache.layout().block_tokens);
+    if (follows) return Ok{};
     for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
       for (size_t i = 0; i < batch.token_ids.size(); ++i) {
         rows(cache, layer)[batch.slots[i]] = {batch.token_ids[i], tag(layer, batch.positions[i])};
@@ -70,9 +72,27 @@ class FakeModel final : public model::Model {
   }
 
   int64_t forwards = 0, faults = 0;
+  uint64_t digest = 0;  // of all that every step was asked to do
   bool produces_nan = false;
+  bool follows = false;  // another rank's model writes the cache and answers
 
  private:
+  void digest_batch(const model::ForwardBatch& batch, int32_t block_tokens) {
+    digest = hash_step(digest, int32_t(batch.step) * 4 + int32_t(batch.phase) * 2 + (batch.two_batches ? 1 : 0));
+    for (const auto& values : {batch.token_ids, batch.positions, batch.slots, batch.logit_rows}) {
+      for (const int32_t value : values) digest = hash_step(digest, value);
+      digest = hash_step(digest, -1);
+    }
+    for (const kernels::SequenceSpan& sequence : batch.sequences) {
+      digest = hash_step(digest, sequence.first_row);
+      digest = hash_step(digest, sequence.num_rows);
+      digest = hash_step(digest, sequence.prefix_len);
+      for (int32_t i = 0; i <= (sequence.prefix_len + sequence.num_rows - 1) / block_tokens; ++i) {
+        digest = hash_step(digest, sequence.block_table[i]);
+      }
+    }
+  }
+
   static int32_t tag(int32_t layer, int32_t position) { return layer * 1000003 + position; }
   static FakeRow* rows(kv::KvStorage& cache, int32_t layer) { return static_cast<FakeRow*>(cache.layer_base(layer)); }
 

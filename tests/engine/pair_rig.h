@@ -65,7 +65,7 @@ struct Instance {
         kv::make_local_transfer(fabric, options, {static_cast<std::byte*>(rig.storage.base()), size}), port);
   }
   bool turn() {
-    bool any = rig.engine->turn();
+    bool any = rig.turn_engines();
     any |= hand->pump(rig.clock.now());
     return any;
   }

@@ -12,6 +12,7 @@
 #include "engine/expert_balancer.h"
 #include "engine/expert_port.h"
 #include "engine/group.h"
+#include "engine/plan_board.h"
 #include "profile/span.h"
 #include "profile/trace_writer.h"
 #include "tests/engine/engine_rig.h"
@@ -23,6 +24,9 @@ class RankGroup {
  public:
   struct Options {
     int32_t num_ranks = 1, slots_per_rank = 32, num_spares = 0;
+    int32_t attn_tp_size = 1;
+    int32_t max_total_tokens = 4096;
+    double conservativeness = 1;
     engine::LoadBalance balance = engine::LoadBalance::kRoundRobin;
     engine::ExpertBalancerConfig balancer = {};
     bool two_batches = false;
@@ -50,6 +54,8 @@ class RankGroup {
     std::lock_guard lock(mutex_);
     Answer& answer = answers_[event.id.value];
     answer.tokens.insert(answer.tokens.end(), event.tokens.begin(), event.tokens.end());
+    answer.cached_tokens = event.cached_tokens;
+    answer.retractions = event.total_retractions;
     if (!event.finish) return;
     EXPECT_FALSE(answer.finish.has_value());
     answer.finish = event.finish;
@@ -61,10 +67,15 @@ class RankGroup {
   std::map<uint64_t, Answer> answers_;
   size_t ended_ = 0;
 
+  static engine::EngineConfig engine_config(const Options& options);
+  static std::vector<std::unique_ptr<model::Model>> load_models(
+      const model::LoadOptions& load, const Clock& clock, std::vector<std::unique_ptr<profile::Recorder>>& recorders);
+
   // Ranks, their threads and the group; last, so that they end before what their events need.
   struct Members {
     Members(std::function<void(api::EngineEvent)> sink, const Options& options);
     ~Members();
+    void start_engine(Rank& rank, const engine::EngineConfig& config, const kernels::Context& kernels);
     SystemClock clock;
     profile::Metrics metrics;
     profile::TraceWriter traces{clock};
@@ -82,7 +93,8 @@ struct RankGroup::Rank {
   std::unique_ptr<profile::Recorder> spans;
   std::unique_ptr<model::Model> model;
   std::unique_ptr<engine::ExpertPort> experts;
-  std::optional<kv::KvStorage> cache;
+  std::shared_ptr<kv::KvStorage> cache;  // of the attention group
+  std::shared_ptr<engine::PlanBoard> plans;
   device::Workspace workspace{device::Device::kCpu, 64 << 20};
   device::ThreadPool pool{1};
   std::unique_ptr<parallel::Communicator> communicator;
@@ -90,26 +102,50 @@ struct RankGroup::Rank {
   std::jthread thread;
 };
 
-inline engine::EngineConfig group_config(const RankGroup::Options& options) {
+inline engine::EngineConfig RankGroup::engine_config(const Options& options) {
   engine::EngineConfig config;
   config.block_tokens = 16;
-  config.max_total_tokens = 4096;
+  config.max_total_tokens = options.max_total_tokens;
   config.max_running_requests = 16;
   config.chunked_prefill_size = 64;
   config.max_prefill_tokens = 64;
   config.context_length = 512;
   config.max_low_latency_tokens = 16;
+  config.attn_tp_size = options.attn_tp_size;
   config.two_batch_overlap = options.two_batches;
+  config.schedule_conservativeness = options.conservativeness;
   return config;
+}
+
+inline std::vector<std::unique_ptr<model::Model>> RankGroup::load_models(
+    const model::LoadOptions& load, const Clock& clock, std::vector<std::unique_ptr<profile::Recorder>>& recorders) {
+  const model::ModelConfig config = *model::load_config(load.directory, "");
+  constexpr auto kDeadline = std::chrono::seconds(60);
+  auto exchanges = parallel::make_local_exchanges(exchange_shape(config, load), kDeadline, 0);
+  auto seats =
+      parallel::make_attention_groups(tandem::Rank{0}, int32_t(exchanges.size()), load.attention_tp_size, kDeadline, 0);
+  std::vector<model::RankOptions> rank_options;
+  for (size_t i = 0; i < exchanges.size(); ++i) {
+    model::RankOptions& rank = rank_options.emplace_back();
+    rank.rank = exchanges[i]->rank();
+    rank.clock = &clock;
+    rank.spans = recorders.emplace_back(std::make_unique<profile::Recorder>(clock)).get();
+    if (load.attention_tp_size > 1) rank.attention = std::move(seats[i]);
+    rank.exchange = std::move(exchanges[i]);
+  }
+  auto models = load_ranks(load, std::move(rank_options));
+  CHECK(models.has_value());
+  return std::move(*models);
 }
 
 inline RankGroup::Members::Members(std::function<void(api::EngineEvent)> sink, const Options& options)
     : group(options.balance, std::move(sink)) {
-  engine::EngineConfig config = group_config(options);
+  engine::EngineConfig config = engine_config(options);
   model::testing::RunnerOptions runner;
   if (!kernels::cpu_supports(kernels::Isa::kAvx2)) runner.backend = kernels::Backend::kRef;
   model::LoadOptions load = model::testing::load_options(runner);
   load.limits = engine::forward_limits(config);
+  load.attention_tp_size = options.attn_tp_size;
   load.experts.topology = {1, options.num_ranks, options.slots_per_rank};
   load.experts.spare_slots = options.num_spares;
   load.experts.two_batches = options.two_batches;
@@ -117,47 +153,26 @@ inline RankGroup::Members::Members(std::function<void(api::EngineEvent)> sink, c
   const model::ModelConfig model_config = *model::load_config(load.directory, "");
   load.experts.placement = experts::trivial_placement(model_config.num_layers, model_config.num_routed_experts,
                                                       load.experts.topology.num_slots());
-  auto exchanges = parallel::make_local_exchanges(exchange_shape(model_config, load), std::chrono::seconds(60), 0);
-  std::vector<model::RankOptions> rank_options;
   std::vector<std::unique_ptr<profile::Recorder>> recorders;
-  for (auto& exchange : exchanges) {
-    model::RankOptions& rank = rank_options.emplace_back();
-    rank.rank = exchange->rank();
-    rank.clock = &clock;
-    rank.spans = recorders.emplace_back(std::make_unique<profile::Recorder>(clock)).get();
-    rank.exchange = std::move(exchange);
-  }
-  auto models = load_ranks(load, std::move(rank_options));
-  CHECK(models.has_value());
+  std::vector<std::unique_ptr<model::Model>> models = load_models(load, clock, recorders);
   auto communicators = parallel::make_local_communicators(options.num_ranks, std::chrono::seconds(60));
   engine::BalancerParts balancer_parts;
+  const kv::KvLayout layout{model_config.num_layers, model_config.mla().row_width(),
+                            kernels::Context{runner.backend}.act_dtype(), config.block_tokens,
+                            config.max_total_tokens / config.block_tokens};
   for (int32_t i = 0; i < options.num_ranks; ++i) {
     Rank& rank = *ranks.emplace_back(std::make_unique<Rank>());
     rank.spans = std::move(recorders[size_t(i)]);
-    rank.model = std::move((*models)[size_t(i)]);
+    rank.model = std::move(models[size_t(i)]);
+    rank.communicator = std::move(communicators[size_t(i)]);
     rank.experts = std::make_unique<engine::ExpertPort>(model_config.num_layers, model_config.num_routed_experts,
                                                         *rank.model->expert_slots());
-    kv::KvLayout layout{model_config.num_layers, model_config.mla().row_width(),
-                        kernels::Context{runner.backend}.act_dtype(), config.block_tokens,
-                        config.max_total_tokens / config.block_tokens};
-    rank.cache.emplace(device::Device::kCpu, layout);
-    rank.communicator = std::move(communicators[size_t(i)]);
-    engine::EngineParts parts;
-    parts.clock = &clock;
-    parts.model = rank.model.get();
-    parts.kernels = {runner.backend, kernels::best_isa(), &rank.pool, &rank.workspace, rank.spans.get()};
-    parts.spans = rank.spans.get();
-    parts.traces = &traces;
-    parts.cache = &*rank.cache;
-    parts.communicator = rank.communicator.get();
-    parts.metrics = &metrics;
-    parts.experts = rank.experts.get();
-    config.dp_rank = i;
-    if (options.num_ranks > 1) config.log_scope = fmt::format("DP{0} TP{0} EP{0}", i);
-    auto engine = engine::Engine::create(config, parts, group.rank_sink());
-    CHECK(engine.has_value());
-    rank.engine = std::move(*engine);
-    group.add(*rank.engine);
+    config.dp_rank = i / options.attn_tp_size;
+    config.attn_tp_rank = i % options.attn_tp_size;
+    rank.cache = config.attn_tp_rank > 0 ? ranks[size_t(i) - 1]->cache
+                                         : std::make_shared<kv::KvStorage>(device::Device::kCpu, layout);
+    rank.plans = config.attn_tp_rank > 0 ? ranks[size_t(i) - 1]->plans : std::make_shared<engine::PlanBoard>();
+    start_engine(rank, config, {runner.backend, kernels::best_isa(), &rank.pool, &rank.workspace, rank.spans.get()});
     balancer_parts.ports.push_back(rank.experts.get());
   }
   engine::ExpertBalancerConfig balancer_config = options.balancer;
@@ -170,6 +185,25 @@ inline RankGroup::Members::Members(std::function<void(api::EngineEvent)> sink, c
     rank->thread = std::jthread([&engine = *rank->engine](std::stop_token stop) { engine.run(stop); });
   }
   balancer_thread = std::jthread([this](std::stop_token stop) { balancer->run(stop); });
+}
+
+inline void RankGroup::Members::start_engine(Rank& rank, const engine::EngineConfig& config,
+                                             const kernels::Context& kernels) {
+  engine::EngineParts parts;
+  parts.clock = &clock;
+  parts.model = rank.model.get();
+  parts.kernels = kernels;
+  parts.spans = rank.spans.get();
+  parts.traces = &traces;
+  parts.cache = rank.cache.get();
+  parts.communicator = rank.communicator.get();
+  parts.metrics = &metrics;
+  parts.experts = rank.experts.get();
+  if (config.attn_tp_size > 1) parts.plans = rank.plans.get();
+  auto engine = engine::Engine::create(config, parts, group.rank_sink());
+  CHECK(engine.has_value());
+  rank.engine = std::move(*engine);
+  if (config.attn_tp_rank == 0) group.add(*rank.engine);
 }
 
 inline RankGroup::Members::~Members() {

@@ -187,12 +187,17 @@ TEST(PlanMemory, IsNearWhatLoadingTakes) {
 }
 
 int64_t packed_bytes(const DeepseekWeights& w) {
-  int64_t bytes = int64_t(w.embedding.bytes() + w.final_norm.buffer.bytes() + w.head.bytes());
+  int64_t bytes = int64_t(w.embedding.bytes() + w.final_norm.buffer.bytes());
+  for (const auto& share : w.head) bytes += int64_t(share.bytes());
   for (const AttentionWeights& a : w.attention) {
     for (const Values* v : {&a.input_norm, &a.q_a_norm, &a.kv_a_norm}) bytes += int64_t(v->buffer.bytes());
-    bytes += int64_t(a.down.bytes() + a.q_up.bytes() + a.output.bytes() + a.kv_up.expand.bytes());
-    for (const auto& head : a.kv_up.absorb_k) bytes += int64_t(head.bytes());
-    for (const auto& head : a.kv_up.absorb_v) bytes += int64_t(head.bytes());
+    bytes += int64_t(a.down.bytes() + a.output.bytes());
+    for (const auto& share : a.q_up) bytes += int64_t(share.bytes());
+    for (const auto& share : a.kv_up) {
+      bytes += int64_t(share.expand.bytes());
+      for (const auto& head : share.absorb_k) bytes += int64_t(head.bytes());
+      for (const auto& head : share.absorb_v) bytes += int64_t(head.bytes());
+    }
   }
   for (const MlpWeights& m : w.mlp) {
     for (const Values* v : {&m.norm, &m.router, &m.bias}) bytes += int64_t(v->buffer.bytes());

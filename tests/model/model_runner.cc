@@ -93,14 +93,18 @@ kv::KvLayout layout_of(const Model& model, const RunnerOptions& options) {
 
 }  // namespace
 
-Runner::Runner(Model& model, const RunnerOptions& options)
-    : model_(model), options_(options), cache_(device::Device::kCpu, layout_of(model, options)) {
+std::shared_ptr<kv::KvStorage> Runner::make_cache(const Model& model, const RunnerOptions& options) {
+  return std::make_shared<kv::KvStorage>(device::Device::kCpu, layout_of(model, options));
+}
+
+Runner::Runner(Model& model, const RunnerOptions& options, std::shared_ptr<kv::KvStorage> cache)
+    : model_(model), options_(options), cache_(cache ? std::move(cache) : make_cache(model, options)) {
   reset();
 }
 
 void Runner::reset() {
   sequences_.clear();
-  free_blocks_.resize(size_t(cache_.layout().num_blocks));
+  free_blocks_.resize(size_t(cache_->layout().num_blocks));
   for (size_t i = 0; i < free_blocks_.size(); ++i) free_blocks_[i] = int32_t(i);
   std::mt19937 random(7);
   std::shuffle(free_blocks_.begin(), free_blocks_.end(), random);
@@ -148,7 +152,7 @@ std::vector<float> Runner::step(Phase phase, std::span<const int> sequences,
   batch.logits = logits.data();
   batch.expert_counts = expert_counts ? expert_counts->data() : nullptr;
   layers_done.clear();
-  CHECK(model_.forward(batch, cache_, [this](int32_t layer) { layers_done.push_back(layer); }).has_value());
+  CHECK(model_.forward(batch, *cache_, [this](int32_t layer) { layers_done.push_back(layer); }).has_value());
   return logits;
 }
 

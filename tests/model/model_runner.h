@@ -46,7 +46,9 @@ std::unique_ptr<Model> must_load(const RunnerOptions& options);
 
 class Runner {
  public:
-  Runner(Model& model, const RunnerOptions& options);
+  // cache: shared by the ranks of an attention group, which run the same steps; null: the runner's own.
+  Runner(Model& model, const RunnerOptions& options, std::shared_ptr<kv::KvStorage> cache = nullptr);
+  static std::shared_ptr<kv::KvStorage> make_cache(const Model& model, const RunnerOptions& options);
 
   // A sequence owns scattered blocks of the cache until reset().
   int add_sequence(int32_t max_tokens);
@@ -79,7 +81,7 @@ class Runner {
 
   Model& model_;
   const RunnerOptions options_;
-  kv::KvStorage cache_;
+  const std::shared_ptr<kv::KvStorage> cache_;
   std::vector<int32_t> free_blocks_;
   std::vector<Sequence> sequences_;
   uint64_t steps_ = 0;

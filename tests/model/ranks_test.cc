@@ -22,6 +22,8 @@ struct RankSetup {
   parallel::ExchangeMode mode = parallel::ExchangeMode::kNormal;
   bool two_batches = false;
   int32_t num_nodes = 1;  // more: rows travel over UCX between halves of the ranks
+  int32_t attention_tp_size = 1;
+  const char* directory = nullptr;  // null: the trained model
 };
 
 // Every expert once, the other slots at random.
@@ -43,38 +45,51 @@ class Group {
     options_.max_context = 256;
     options_.num_threads = 1;
     if (!kernels::cpu_supports(kernels::Isa::kAvx2)) options_.backend = kernels::Backend::kRef;
+    if (setup.directory) options_.directory = data_path(setup.directory);
     LoadOptions load = load_options(options_);
     load.experts.topology = {setup.num_nodes, setup.num_ranks, setup.slots_per_rank};
+    load.attention_tp_size = setup.attention_tp_size;
     load.experts.dispatch = setup.dispatch;
     load.experts.max_low_latency_tokens = 64;
     load.experts.two_batches = setup.two_batches;
     if (setup.shuffled) load.experts.placement = shuffled_placement(load.experts.topology);
     const auto config = load_config(options_.directory, "");
     const parallel::ExchangeShape shape = exchange_shape(*config, load);
-    auto exchanges = setup.num_nodes == 1 ? parallel::make_local_exchanges(shape, std::chrono::seconds(60), 0)
-                                          : exchanges_between_nodes(shape);
+    std::vector<std::unique_ptr<parallel::ExpertExchange>> exchanges;
+    if (config->num_routed_experts > 0) {
+      exchanges = setup.num_nodes == 1 ? parallel::make_local_exchanges(shape, std::chrono::seconds(60), 0)
+                                       : exchanges_between_nodes(shape);
+    }
+    auto seats =
+        parallel::make_attention_groups(Rank{0}, setup.num_ranks, setup.attention_tp_size, std::chrono::seconds(60), 0);
     std::vector<RankOptions> ranks;
-    for (auto& exchange : exchanges) {
+    for (size_t i = 0; i < seats.size(); ++i) {
       RankOptions& rank = ranks.emplace_back();
-      rank.rank = exchange->rank();
+      rank.rank = Rank{int32_t(i)};
       rank.clock = &clock_;
-      rank.exchange = std::move(exchange);
+      if (!exchanges.empty()) rank.exchange = std::move(exchanges[i]);
+      if (setup.attention_tp_size > 1) rank.attention = std::move(seats[i]);
     }
     auto loaded = load_ranks(load, std::move(ranks));
     CHECK(loaded.has_value());
     models_ = std::move(*loaded);
   }
 
-  // Each rank prefills and then decodes prompts of its own; the ranks have different numbers of steps, so that some run
-  // idle ones.
+  // Each attention group prefills and then decodes prompts of its own; they have different numbers of steps, so that
+  // some run idle ones. All ranks of a group give the same logits.
   std::vector<std::vector<float>> run(const std::vector<std::vector<int32_t>>& prompts) {
-    std::vector<std::vector<float>> logits(prompts.size());
+    std::vector<std::vector<std::vector<float>>> logits(size_t(setup_.attention_tp_size));
+    for (auto& of_rank : logits) of_rank.resize(prompts.size());
+    std::vector<std::shared_ptr<kv::KvStorage>> caches;
+    for (size_t d = 0; d < num_groups(); ++d) caches.push_back(Runner::make_cache(*models_[0], options_));
     std::vector<std::jthread> threads;
     for (size_t r = 0; r < models_.size(); ++r) {
-      threads.emplace_back([&, r] { run_rank(r, prompts, logits); });
+      const size_t group = r / size_t(setup_.attention_tp_size), index = r % size_t(setup_.attention_tp_size);
+      threads.emplace_back([&, r, group, index] { run_rank(r, prompts, caches[group], logits[index]); });
     }
     threads.clear();
-    return logits;
+    for (const auto& of_rank : logits) EXPECT_TRUE(of_rank == logits[0]) << "ranks of a group differ";
+    return logits[0];
   }
 
  private:
@@ -99,18 +114,20 @@ class Group {
     return all;
   }
 
-  void run_rank(size_t rank, const std::vector<std::vector<int32_t>>& prompts,
+  size_t num_groups() const { return models_.size() / size_t(setup_.attention_tp_size); }
+
+  void run_rank(size_t rank, const std::vector<std::vector<int32_t>>& prompts, std::shared_ptr<kv::KvStorage> cache,
                 std::vector<std::vector<float>>& logits) {
-    Runner runner(*models_[rank], options_);
+    Runner runner(*models_[rank], options_, std::move(cache));
     runner.exchange_mode = setup_.mode;
     runner.two_batches = setup_.two_batches;
     int32_t steps = 0;
-    for (size_t p = rank; p < prompts.size(); p += models_.size()) {
+    for (size_t p = rank / size_t(setup_.attention_tp_size); p < prompts.size(); p += num_groups()) {
       const int sequence = runner.add_sequence(int32_t(prompts[p].size()) + kDecodeSteps);
       const std::vector<float> first = runner.prefill(sequence, prompts[p], 0);
       logits[p].insert(logits[p].end(), first.begin(), first.end());
       for (int32_t i = 0; i < kDecodeSteps; ++i) {
-        const std::vector<float> next = runner.decode({{sequence}}, {{100 + i}});
+        const std::vector<float> next = runner.decode({{sequence}}, {{50 + i}});
         logits[p].insert(logits[p].end(), next.begin(), next.end());
       }
       steps += 1 + kDecodeSteps;
@@ -157,6 +174,50 @@ TEST(Ranks, LogitsAreThoseOfOneRank) {
     EXPECT_EQ(Group(setup).run(prompts), alone) << setup.num_ranks << " ranks on " << setup.num_nodes << " nodes, of "
                                                 << setup.slots_per_rank << " slots, " << to_string(setup.dispatch);
   }
+}
+
+// With attention tensor parallelism heads and tokens are split and gathered, never summed: still bit for bit.
+TEST(Ranks, LogitsAreThoseOfOneRankWhereAttentionIsSplit) {
+  using enum experts::DispatchAlgorithm;
+  using enum parallel::ExchangeMode;
+  const auto prompts = some_prompts();
+  const auto alone = Group(RankSetup{}).run(prompts);
+  const std::vector<RankSetup> setups = {
+      {2, 16, false, kStatic, kNormal, false, 2}, {4, 8, false, kStatic, kLowLatency, false, 2},
+      {8, 5, true, kDynamic, kNormal, false, 4},  {4, 8, false, kStatic, kLowLatency, true, 4},
+      {4, 10, true, kWeighted, kNormal, true, 2},
+  };
+  for (const RankSetup& setup : setups) {
+    EXPECT_TRUE(Group(setup).run(prompts) == alone)
+        << setup.num_ranks << " ranks, " << setup.attention_tp_size << " to an attention group";
+  }
+}
+
+// Every architecture of the family: without q_lora, tied embeddings, dense layers between, yarn.
+TEST(Ranks, EveryFixtureCanBeSplit) {
+  std::vector<std::vector<int32_t>> prompts;
+  for (const std::vector<int32_t>& prompt : some_prompts()) {
+    std::vector<int32_t>& small = prompts.emplace_back();
+    for (const int32_t id : prompt) small.push_back(id % 60);
+  }
+  for (const char* name :
+       {"golden/v2_lite", "golden/v2_groups", "golden/v3_yarn", "golden/v3_layer_freq", "golden/v3_moonlight_tied"}) {
+    const auto config = load_config(data_path(name), "");
+    ASSERT_TRUE(config.has_value()) << name;
+    RankSetup setup;
+    setup.directory = name;
+    setup.slots_per_rank = config->num_routed_experts;
+    const auto alone = Group(setup).run(prompts);
+    setup.attention_tp_size = setup.num_ranks = 2;
+    setup.slots_per_rank = (config->num_routed_experts + 1) / 2;
+    EXPECT_TRUE(Group(setup).run(prompts) == alone) << name;
+  }
+}
+
+TEST(Ranks, HeadsThatDoNotDivideAreNamed) {
+  LoadOptions load = load_options(RunnerOptions{});
+  load.attention_tp_size = 3;
+  EXPECT_EQ(load_ranks(load, {}).error().message, "model: 4 attention heads cannot be split over 3 ranks");
 }
 
 TEST(Ranks, APlacementThatDoesNotFitIsNamed) {

@@ -95,6 +95,17 @@ TEST(Decide, DecodeWaitsUntilEveryRankKnowsTheNewestHold) {
   EXPECT_EQ(decide(votes).kind, StepKind::kDecode) << "a rank that leaves holds nobody up";
 }
 
+TEST(Decide, ARankThatFollowsLeavesTheSplitToOthers) {
+  std::vector<StepVote> votes(3);
+  votes[0].kind = StepKind::kDecode;
+  votes[0].num_tokens = 6;
+  votes[0].can_split = votes[2].can_split = 1;
+  EXPECT_EQ(decide(votes).two_batches, 0);
+  votes[1].follows = 1;
+  EXPECT_EQ(decide(votes).two_batches, 1);
+  EXPECT_EQ(decide(votes).total_tokens, 6u);
+}
+
 TEST(DecideDeathTest, VotesForDifferentStepsAreABug) {
   std::vector<StepVote> votes = {vote(StepKind::kDecode, 1), vote(StepKind::kDecode, 1)};
   votes[1].step = 8;

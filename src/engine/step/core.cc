@@ -54,7 +54,7 @@ Core::Core(const EngineConfig& engine_config, const EngineParts& engine_parts,
       parts(engine_parts),
       vocab_size(engine_parts.model->config().vocab_size),
       max_request_tokens(std::min(engine_config.context_length, engine_config.max_total_tokens) - 1),
-      metrics(*engine_parts.metrics, engine_config.model_name, engine_config.dp_rank),
+      metrics(*engine_parts.metrics, engine_config.model_name, engine_config.dp_rank, engine_config.tp_rank),
       pool(engine_config.max_total_tokens / engine_config.block_tokens),
       sink_(std::move(sink)) {
   // Decode computes no prompt, so it has nothing to look up.

@@ -45,6 +45,7 @@ class RankProfiler {
   // number: of the forward step, from 1.
   void before_step(const parallel::StepDecision& decision, int64_t number, const StepTimes& times);
   bool recording() const { return records_step_; }
+  bool is_open() const { return window_.has_value(); }
   // After a step that was recorded. own: kNone for a rank without tokens.
   void after_step(parallel::StepKind own, const StepFigures& figures);
   // The engine ends: what is open is written, orders that wait are answered with the reason.

@@ -57,10 +57,11 @@ double RateMeter::take(TimePoint now) {
   return rate;
 }
 
-SchedulerMetrics::SchedulerMetrics(profile::Metrics& metrics, const std::string& model_name, int32_t dp_rank) {
+SchedulerMetrics::SchedulerMetrics(profile::Metrics& metrics, const std::string& model_name, int32_t dp_rank,
+                                   int32_t tp_rank) {
   const profile::Labels labels = {{"model_name", model_name},
                                   {"engine_type", "unified"},
-                                  {"tp_rank", "0"},
+                                  {"tp_rank", std::to_string(tp_rank)},
                                   {"pp_rank", "0"},
                                   {"dp_rank", std::to_string(dp_rank)}};
   const auto gauge = [&](const char* name, const char* help) { return metrics.gauge(name, help, labels); };

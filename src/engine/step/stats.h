@@ -45,7 +45,7 @@ class RateMeter {
 
 class SchedulerMetrics {
  public:
-  SchedulerMetrics(profile::Metrics& metrics, const std::string& model_name, int32_t dp_rank);
+  SchedulerMetrics(profile::Metrics& metrics, const std::string& model_name, int32_t dp_rank, int32_t tp_rank);
 
   void show(const LoadFigures& load, double gen_throughput, double new_token_ratio, bool is_prefill);
   void show_cache_hit_rate(double rate) { cache_hit_rate_.set(rate); }

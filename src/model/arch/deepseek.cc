@@ -36,6 +36,12 @@ struct DeepseekShared {
   const RopeValues rope;
 };
 
+kernels::MlaShape shape_of_rank(const ModelConfig& config, const GroupGather& group) {
+  kernels::MlaShape shape = config.mla();
+  shape.num_heads /= group.size();
+  return shape;
+}
+
 class DeepseekModel final : public Model {
  public:
   DeepseekModel(std::shared_ptr<const DeepseekShared> shared, const LoadOptions& options, RankOptions rank,
@@ -43,36 +49,43 @@ class DeepseekModel final : public Model {
       : shared_(std::move(shared)),
         config_(shared_->config),
         limits_(options.limits),
-        shape_(config_.mla()),
         pool_(rank.num_threads),
         weights_(*shared_->weights),
         slots_(std::move(slots)),
         exchange_(std::move(rank.exchange)),
         clock_(rank.clock),
+        gather_(std::move(rank.attention), deepseek_gather_bytes(config_, options), clock_, exchange_.get()),
+        shape_(shape_of_rank(config_, gather_)),
         fakes_routing_(options.experts.dispatch == experts::DispatchAlgorithm::kFake),
         splitter_(options.limits.max_sequences, options.experts.two_batch_threshold),
         workspace_(device::Device::kCpu, size_t(deepseek_workspace_bytes(config_, options, rank.num_threads))),
         ctx_{options.backend, options.isa, &pool_, &workspace_, rank.spans} {
     CHECK((slots_ == nullptr) == (exchange_ == nullptr));
     CHECK(exchange_ == nullptr || clock_ != nullptr);
+    CHECK(gather_.size() == options.attention_tp_size);
   }
 
   const ModelConfig& config() const override { return config_; }
   uint64_t fingerprint() const override { return shared_->fingerprint; }
   ExpertSlots* expert_slots() override { return slots_.get(); }
   Status forward(const ForwardBatch& batch, kv::KvStorage& cache,
-                 const std::function<void(int32_t)>& layer_done) override;
+                 const std::function<void(int32_t)>& layer_done) override {
+    Status done = run(batch, cache, layer_done);
+    if (!done) gather_.give_up();
+    return done;
+  }
 
  private:
-  // A run of the batch's rows that goes through the layers together: the whole batch, or one half of it.
+  // A run of the batch's rows that goes through the layers together: the whole batch, or one half of it. Of its rows
+  // this rank works on its share; only attention, on this rank's heads, is over all of them.
   struct Part {
     Part(const ForwardBatch& of, kv::KvStorage& rows_in) : batch(of), cache(rows_in) {}
 
     const ForwardBatch& batch;
     kv::KvStorage& cache;
     const std::function<void(int32_t)>* layer_done = nullptr;  // of the part that writes the layer's last rows
-    std::span<const kernels::SequenceSpan> sequences;          // first_row counts from the part's first
-    int64_t first_row = 0, rows = 0;
+    BatchPart all;
+    int64_t first_row = 0, rows = 0;  // this rank's among them, counted in the batch
     int32_t channel = 0;
     // Views of the step's memory, [rows, ...]; f32 but x.
     TensorView hidden;             // the residual stream
@@ -82,8 +95,11 @@ class DeepseekModel final : public Model {
     int32_t waits_for_layer = -1;  // whose expert results are under way; -1: none
     PartSpans spans;
 
-    std::span<const int32_t> of_rows(std::span<const int32_t> all) const {
-      return all.subspan(size_t(first_row), size_t(rows));
+    std::span<const int32_t> of_rows(std::span<const int32_t> values) const {
+      return values.subspan(size_t(first_row), size_t(rows));
+    }
+    std::span<const int32_t> of_all_rows(std::span<const int32_t> values) const {
+      return values.subspan(size_t(all.first_row), size_t(all.rows));
     }
   };
   // The memory of a step that lives as long as the part.
@@ -101,27 +117,39 @@ class DeepseekModel final : public Model {
 
   void check(const ForwardBatch& batch, const kv::KvStorage& cache) const;
   StepMemory take_step_memory(int64_t rows);
-  Part make_part(const ForwardBatch& batch, kv::KvStorage& cache, const StepMemory& memory,
-                 const BatchPart& rows) const;
-  void attention(int32_t layer, const Part& part);
-  TensorView project(const AttentionWeights& w, int32_t layer, const Part& part);
+  Status run(const ForwardBatch& batch, kv::KvStorage& cache, const std::function<void(int32_t)>& layer_done);
+  parallel::RowShare own_rows(const BatchPart& part) const {
+    return parallel::share_of(part.rows, gather_.size(), gather_.index());
+  }
+  // first: where the part's rows begin in the memory.
+  Part make_part(const ForwardBatch& batch, kv::KvStorage& cache, const StepMemory& memory, const BatchPart& all,
+                 int64_t first) const;
+  Status attention(int32_t layer, const Part& part);
+  Result<TensorView> project(int32_t layer, const Part& part);
+  kernels::PagedCache cache_of(int32_t layer, const Part& part) const {
+    const kv::KvLayout& layout = part.cache.layout();
+    return {part.cache.layer_base(layer), layout.dtype, layout.block_tokens, layout.num_blocks};
+  }
+  Result<TensorView> query_inputs(int32_t layer, const Part& part);
   void dense_mlp(const kernels::ExpertWeights& w, int32_t width, TensorView x, TensorView hidden);
   void begin_mlp(int32_t layer, Part& part);
   Status run_experts(int32_t layer, Part& part);
   Status finish_mlp(Part& part);
   void choose_slots(int32_t layer, const Part& part) const;
   Result<parallel::ReceivedRows> receive(Part& part);
-  void logits(const ForwardBatch& batch, TensorView hidden_rows);
+  Status logits(const ForwardBatch& batch, std::span<const Part> parts);
+  Status choose_rows(const ForwardBatch& batch, std::span<const Part> parts, TensorView chosen);
 
   const std::shared_ptr<const DeepseekShared> shared_;
   const ModelConfig& config_;  // shared_'s, as weights_ are
   const ForwardLimits limits_;
-  const kernels::MlaShape shape_;
   device::ThreadPool pool_;
   const DeepseekWeights& weights_;
   const std::unique_ptr<ExpertSlots> slots_;
   const std::unique_ptr<parallel::ExpertExchange> exchange_;
   const Clock* const clock_;
+  GroupGather gather_;
+  const kernels::MlaShape shape_;  // with this rank's heads
   const bool fakes_routing_;
   BatchSplitter splitter_;
   device::Workspace workspace_;
@@ -134,7 +162,7 @@ void DeepseekModel::check(const ForwardBatch& batch, const kv::KvStorage& cache)
   CHECK(batch.slots.size() == batch.token_ids.size());
   CHECK(int64_t(batch.sequences.size()) <= limits_.max_sequences);
   CHECK(int64_t(batch.logit_rows.size()) <= limits_.max_logit_rows);
-  CHECK(batch.logit_rows.empty() || batch.logits);
+  CHECK(batch.logit_rows.empty() || batch.logits || !gather_.is_alone());
   CHECK(cache.layout().num_layers == config_.num_layers);
   CHECK(cache.layout().row_width == shape_.row_width());
   CHECK(cache.layout().dtype == DType::kBF16 || cache.layout().dtype == DType::kF32);
@@ -156,50 +184,54 @@ DeepseekModel::StepMemory DeepseekModel::take_step_memory(int64_t rows) {
 }
 
 DeepseekModel::Part DeepseekModel::make_part(const ForwardBatch& batch, kv::KvStorage& cache, const StepMemory& memory,
-                                             const BatchPart& rows) const {
-  const auto part_of = [&](const TensorView& all) {
-    if (all.data() == nullptr) return TensorView();
-    const int64_t width = all.dim(1);
-    return TensorView(all.as<std::byte>() + rows.first_row * width * int64_t(size_of(all.dtype())), all.dtype(),
-                      {rows.rows, width});
+                                             const BatchPart& all, int64_t first) const {
+  const parallel::RowShare own = own_rows(all);
+  const auto part_of = [&](const TensorView& view) {
+    if (view.data() == nullptr) return TensorView();
+    const int64_t width = view.dim(1);
+    return TensorView(view.as<std::byte>() + first * width * int64_t(size_of(view.dtype())), view.dtype(),
+                      {own.count(), width});
   };
   Part part{batch, cache};
-  part.sequences = rows.sequences;
-  part.first_row = rows.first_row;
-  part.rows = rows.rows;
+  part.all = all;
+  part.first_row = all.first_row + own.begin;
+  part.rows = own.count();
   part.hidden = part_of(memory.hidden);
   part.x = part_of(memory.x);
   part.x_f32 = part_of(memory.x_f32);
   part.ids = part_of(memory.ids);
   part.gate_weights = part_of(memory.gate_weights);
   const size_t top_k = size_t(config_.gate.top_k);
-  if (memory.results) part.results = {memory.results + size_t(rows.first_row) * top_k, size_t(rows.rows) * top_k};
+  if (memory.results) part.results = {memory.results + size_t(first) * top_k, size_t(part.rows) * top_k};
   return part;
 }
 
 // Per layer and half: results of the layer before come in, attention, gate, rows go out; then each half's experts. With
 // two halves the rows and results of one travel while the other computes.
-Status DeepseekModel::forward(const ForwardBatch& batch, kv::KvStorage& cache,
-                              const std::function<void(int32_t)>& layer_done) {
+Status DeepseekModel::run(const ForwardBatch& batch, kv::KvStorage& cache,
+                          const std::function<void(int32_t)>& layer_done) {
   check(batch, cache);
   workspace_.reset();
-  const StepMemory memory = take_step_memory(int64_t(batch.token_ids.size()));
+  const std::span<const BatchPart> halves = splitter_.split(batch);
+  const int64_t first = own_rows(halves.front()).count(), others = own_rows(halves.back()).count();
+  const StepMemory memory = take_step_memory(halves.size() > 1 ? first + others : first);
   const TensorView table(weights_.embedding.data(), weights_.embedding_dtype,
                          {config_.vocab_size, config_.hidden_size});
   if (ctx_.spans) ctx_.spans->enter(-1, 0);
-  if (!batch.token_ids.empty()) kernels::embed(ctx_, batch.token_ids, table, memory.hidden);
-  const std::span<const BatchPart> halves = splitter_.split(batch);
-  std::array<Part, 2> parts = {make_part(batch, cache, memory, halves.front()),
-                               make_part(batch, cache, memory, halves.back())};
+  std::array<Part, 2> parts = {make_part(batch, cache, memory, halves.front(), 0),
+                               make_part(batch, cache, memory, halves.back(), halves.size() > 1 ? first : 0)};
   const std::span<Part> running(parts.data(), halves.size());
   parts[1].channel = 1;
   for (int32_t i = 0; i < 2; ++i) parts[size_t(i)].spans = PartSpans(ctx_.spans, i);
   if (layer_done) running.back().layer_done = &layer_done;
+  for (const Part& part : running) {
+    if (part.rows > 0) kernels::embed(ctx_, part.of_rows(batch.token_ids), table, part.hidden);
+  }
   for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
     for (Part& part : running) {
       RETURN_IF_ERROR(finish_mlp(part));
       part.spans.begin_layer(layer);
-      if (part.rows > 0) attention(layer, part);
+      if (part.all.rows > 0) RETURN_IF_ERROR(attention(layer, part));
       begin_mlp(layer, part);
     }
     for (Part& part : running) {
@@ -208,58 +240,73 @@ Status DeepseekModel::forward(const ForwardBatch& batch, kv::KvStorage& cache,
   }
   for (Part& part : running) RETURN_IF_ERROR(finish_mlp(part));
   if (ctx_.spans) ctx_.spans->enter(-1, 0);
-  if (!batch.logit_rows.empty()) logits(batch, memory.hidden);
+  if (!batch.logit_rows.empty()) RETURN_IF_ERROR(logits(batch, running));
   return Ok{};
 }
 
-// From the residual stream to rotated queries; on the way the latents go into the cache.
-TensorView DeepseekModel::project(const AttentionWeights& w, int32_t layer, const Part& part) {
-  const int64_t rows = part.rows, q_cols = int64_t(shape_.num_heads) * (shape_.nope_dim + shape_.rope_dim);
-  const TensorView q_out = act(rows, q_cols);
-  const WorkspaceScope scope(workspace_);
-  const TensorView x = act(rows, config_.hidden_size);
-  kernels::rms_norm(ctx_, part.hidden, config_.hidden_size, w.input_norm.view(), config_.rms_norm_eps, x, {});
-  const int64_t q_lora = config_.q_lora_rank, width = q_lora + shape_.row_width();
-  const TensorView down = f32(rows, width);
-  kernels::linear(ctx_, x, w.down, down);
-
-  const kv::KvLayout& layout = part.cache.layout();
-  const kernels::PagedCache cache{part.cache.layer_base(layer), layout.dtype, layout.block_tokens, layout.num_blocks};
-  const TensorView kv_a(down.as<float>() + q_lora, DType::kF32, {rows, shape_.row_width()});
-  kernels::mla_write_cache(ctx_, shape_, kv_a, width, w.kv_a_norm.view(), config_.rms_norm_eps,
-                           part.of_rows(part.batch.positions), part.of_rows(part.batch.slots), shared_->rope.table(),
-                           cache);
-  if (part.layer_done) (*part.layer_done)(layer);
-
-  const TensorView q = f32(rows, q_cols);
-  if (q_lora > 0) {
-    const TensorView latent = act(rows, q_lora);
-    const TensorView q_a(down.data(), DType::kF32, {rows, q_lora});
-    kernels::rms_norm(ctx_, q_a, width, w.q_a_norm.view(), config_.rms_norm_eps, latent, {});
-    kernels::linear(ctx_, latent, w.q_up, q);
-  } else {
-    kernels::linear(ctx_, x, w.q_up, q);
+// From the residual stream to what queries are made of, for all rows; on the way the latents go into the cache.
+Result<TensorView> DeepseekModel::query_inputs(int32_t layer, const Part& part) {
+  const AttentionWeights& w = weights_.attention[size_t(layer)];
+  const int64_t rows = part.rows, q_lora = config_.q_lora_rank, width = q_lora + shape_.row_width();
+  const int64_t input_width = q_lora > 0 ? q_lora : int64_t(config_.hidden_size);
+  const bool alone = gather_.is_alone();
+  const TensorView x =
+      alone || q_lora > 0 ? act(rows, config_.hidden_size) : gather_.latents(ctx_.act_dtype(), rows, input_width);
+  TensorView input = x;
+  if (rows > 0) {
+    kernels::rms_norm(ctx_, part.hidden, config_.hidden_size, w.input_norm.view(), config_.rms_norm_eps, x, {});
+    const TensorView down = f32(rows, width);
+    kernels::linear(ctx_, x, w.down, down);
+    const TensorView kv_a(down.as<float>() + q_lora, DType::kF32, {rows, shape_.row_width()});
+    kernels::mla_write_cache(ctx_, shape_, kv_a, width, w.kv_a_norm.view(), config_.rms_norm_eps,
+                             part.of_rows(part.batch.positions), part.of_rows(part.batch.slots), shared_->rope.table(),
+                             cache_of(layer, part));
+    if (q_lora > 0) {
+      input = alone ? act(rows, q_lora) : gather_.latents(ctx_.act_dtype(), rows, q_lora);
+      const TensorView q_a(down.data(), DType::kF32, {rows, q_lora});
+      kernels::rms_norm(ctx_, q_a, width, w.q_a_norm.view(), config_.rms_norm_eps, input, {});
+    }
   }
-  const int64_t heads = shape_.num_heads, head_dim = shape_.nope_dim + shape_.rope_dim;
+  if (!alone) {
+    input = act(part.all.rows, input_width);
+    RETURN_IF_ERROR(gather_.gather_latents({part.batch.step, layer}, input));
+  }
+  if (part.layer_done) (*part.layer_done)(layer);
+  return input;
+}
+
+// This rank's heads of the queries, rotated, for all rows.
+Result<TensorView> DeepseekModel::project(int32_t layer, const Part& part) {
+  const int64_t rows = part.all.rows, heads = shape_.num_heads, head_dim = shape_.nope_dim + shape_.rope_dim;
+  const TensorView q_out = act(rows, heads * head_dim);
+  const WorkspaceScope scope(workspace_);
+  ASSIGN_OR_RETURN(const TensorView input, query_inputs(layer, part));
+  const TensorView q = f32(rows, heads * head_dim);
+  kernels::linear(ctx_, input, weights_.attention[size_t(layer)].q_up[size_t(gather_.index())], q);
   const TensorView q_in(q.data(), DType::kF32, {rows, heads, head_dim});
   const TensorView rotated(q_out.data(), q_out.dtype(), {rows, heads, head_dim});
-  kernels::mla_rope_q(ctx_, shape_, q_in, part.of_rows(part.batch.positions), shared_->rope.table(), rotated);
+  kernels::mla_rope_q(ctx_, shape_, q_in, part.of_all_rows(part.batch.positions), shared_->rope.table(), rotated);
   return rotated;
 }
 
-void DeepseekModel::attention(int32_t layer, const Part& part) {
+Status DeepseekModel::attention(int32_t layer, const Part& part) {
   const AttentionWeights& w = weights_.attention[size_t(layer)];
+  const kernels::KvUpWeights& kv_up = w.kv_up[size_t(gather_.index())];
   const WorkspaceScope scope(workspace_);
-  const TensorView q = project(w, layer, part);
-  const TensorView out = act(part.rows, int64_t(shape_.num_heads) * shape_.v_dim);
-  const kv::KvLayout& layout = part.cache.layout();
-  const kernels::PagedCache cache{part.cache.layer_base(layer), layout.dtype, layout.block_tokens, layout.num_blocks};
+  ASSIGN_OR_RETURN(const TensorView q, project(layer, part));
+  const int64_t rows = part.all.rows, columns = int64_t(shape_.num_heads) * shape_.v_dim;
+  TensorView out = gather_.is_alone() ? act(rows, columns) : gather_.heads(ctx_.act_dtype(), rows, columns);
   if (part.batch.phase == Phase::kPrefill) {
-    kernels::mla_prefill(ctx_, shape_, q, w.kv_up, cache, part.sequences, out);
+    kernels::mla_prefill(ctx_, shape_, q, kv_up, cache_of(layer, part), part.all.sequences, out);
   } else {
-    kernels::mla_decode(ctx_, shape_, q, w.kv_up, cache, part.sequences, out);
+    kernels::mla_decode(ctx_, shape_, q, kv_up, cache_of(layer, part), part.all.sequences, out);
+  }
+  if (!gather_.is_alone()) {
+    out = act(part.rows, int64_t(config_.num_heads) * shape_.v_dim);
+    RETURN_IF_ERROR(gather_.gather_heads({part.batch.step, layer}, rows, out));
   }
   kernels::linear_add(ctx_, out, w.output, part.hidden);
+  return Ok{};
 }
 
 void DeepseekModel::dense_mlp(const kernels::ExpertWeights& w, int32_t width, TensorView x, TensorView hidden) {
@@ -368,20 +415,38 @@ Result<parallel::ReceivedRows> DeepseekModel::receive(Part& part) {
   }
 }
 
-void DeepseekModel::logits(const ForwardBatch& batch, TensorView hidden_rows) {
+// The residual stream of the rows whose logits are wanted, from wherever they were worked on.
+Status DeepseekModel::choose_rows(const ForwardBatch& batch, std::span<const Part> parts, TensorView chosen) {
+  const int64_t hidden = config_.hidden_size;
+  const TensorView shown = gather_.is_alone() ? chosen : gather_.chosen(chosen.dim(0), hidden);
+  int32_t* owners = workspace_.take_array<int32_t>(batch.logit_rows.size());
+  for (size_t i = 0; i < batch.logit_rows.size(); ++i) {
+    const int64_t row = batch.logit_rows[i];
+    CHECK(row >= 0);
+    CHECK(row < int64_t(batch.token_ids.size()));
+    const Part& part = row < parts.front().all.rows ? parts.front() : parts.back();
+    owners[i] = parallel::owner_of(row - part.all.first_row, part.all.rows, gather_.size());
+    if (owners[i] != gather_.index()) continue;
+    std::memcpy(shown.as<float>() + int64_t(i) * hidden, part.hidden.as<float>() + (row - part.first_row) * hidden,
+                size_t(hidden) * sizeof(float));
+  }
+  if (gather_.is_alone()) return Ok{};
+  return gather_.gather_chosen({batch.step, config_.num_layers}, {owners, batch.logit_rows.size()}, chosen);
+}
+
+// Each rank computes its share of the vocabulary.
+Status DeepseekModel::logits(const ForwardBatch& batch, std::span<const Part> parts) {
   const WorkspaceScope scope(workspace_);
   const int64_t rows = int64_t(batch.logit_rows.size()), hidden = config_.hidden_size;
   const TensorView chosen = f32(rows, hidden);
-  for (int64_t i = 0; i < rows; ++i) {
-    const int32_t row = batch.logit_rows[size_t(i)];
-    CHECK(row >= 0);
-    CHECK(row < hidden_rows.dim(0));
-    std::memcpy(chosen.as<float>() + i * hidden, hidden_rows.as<float>() + row * hidden,
-                size_t(hidden) * sizeof(float));
-  }
+  RETURN_IF_ERROR(choose_rows(batch, parts, chosen));
   const TensorView x = act(rows, hidden);
   kernels::rms_norm(ctx_, chosen, hidden, weights_.final_norm.view(), config_.rms_norm_eps, x, {});
-  kernels::linear(ctx_, x, weights_.head, TensorView(batch.logits, DType::kF32, {rows, config_.vocab_size}));
+  const kernels::PackedWeight& head = weights_.head[size_t(gather_.index())];
+  const TensorView all(batch.logits, DType::kF32, {rows, config_.vocab_size});
+  const TensorView mine = gather_.is_alone() ? all : gather_.logits(rows, head.rows());
+  kernels::linear(ctx_, x, head, mine);
+  return gather_.is_alone() ? Status(Ok{}) : gather_.gather_logits({batch.step, config_.num_layers}, all);
 }
 
 }  // namespace

@@ -55,7 +55,7 @@ class Packer {
       std::memcpy(w.embedding.data(), table.raw.data, bytes);
     });
     jobs.push_back([this, &w](Scratch& scratch) {
-      w.head = pack({c_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight"}, scratch);
+      w.head = pack_shares(c_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", scratch);
     });
     return jobs;
   }
@@ -110,6 +110,26 @@ class Packer {
     return kernels::pack(options_.backend, options_.isa, raw);
   }
 
+  // A matrix cut by its outputs into one weight per attention-TP rank.
+  std::vector<PackedWeight> pack_shares(const std::string& name, Scratch& scratch) const {
+    source_.read_matrix(name, scratch[0]);
+    std::vector<PackedWeight> shares;
+    for (int32_t i = 0; i < options_.attention_tp_size; ++i) {
+      shares.push_back(kernels::pack(options_.backend, options_.isa, {rows_of_share(scratch[0].raw, i)}));
+    }
+    return shares;
+  }
+
+  kernels::RawWeight rows_of_share(const kernels::RawWeight& whole, int32_t index) const {
+    const parallel::RowShare rows = parallel::share_of(whole.rows, options_.attention_tp_size, index);
+    kernels::RawWeight share = whole;
+    share.data =
+        static_cast<const std::byte*>(whole.data) + rows.begin * whole.row_stride * int64_t(size_of(whole.dtype));
+    share.rows = rows.count();
+    share.row_offset += rows.begin;
+    return share;
+  }
+
   Values values(const std::string& name) const {
     const std::vector<float> stored = source_.values(name);
     Values out;
@@ -129,11 +149,15 @@ class Packer {
       w.down = pack(down, scratch);
     });
     jobs.push_back([this, prefix, &w](Scratch& scratch) {
-      w.q_up = pack({prefix + (c_.q_lora_rank > 0 ? "q_b_proj.weight" : "q_proj.weight")}, scratch);
+      w.q_up = pack_shares(prefix + (c_.q_lora_rank > 0 ? "q_b_proj.weight" : "q_proj.weight"), scratch);
     });
     jobs.push_back([this, prefix, &w](Scratch& scratch) {
       source_.read_matrix(prefix + "kv_b_proj.weight", scratch[0]);
-      w.kv_up = kernels::pack_kv_up(options_.backend, options_.isa, c_.mla(), scratch[0].raw);
+      kernels::MlaShape shape = c_.mla();
+      shape.num_heads /= options_.attention_tp_size;
+      for (int32_t i = 0; i < options_.attention_tp_size; ++i) {
+        w.kv_up.push_back(kernels::pack_kv_up(options_.backend, options_.isa, shape, rows_of_share(scratch[0].raw, i)));
+      }
     });
     jobs.push_back([this, prefix, &w](Scratch& scratch) { w.output = pack({prefix + "o_proj.weight"}, scratch); });
   }
@@ -167,11 +191,14 @@ void settle(device::Arena& arena, PackedWeight& weight) {
 // Moves a packed layer's bytes next to each other.
 void settle_layer(DeepseekWeights& w, int32_t layer) {
   AttentionWeights& attention = w.attention[size_t(layer)];
-  for (PackedWeight* weight : {&attention.down, &attention.q_up, &attention.kv_up.expand, &attention.output}) {
-    settle(w.arena, *weight);
+  settle(w.arena, attention.down);
+  for (PackedWeight& weight : attention.q_up) settle(w.arena, weight);
+  for (kernels::KvUpWeights& share : attention.kv_up) {
+    settle(w.arena, share.expand);
+    for (PackedWeight& weight : share.absorb_k) settle(w.arena, weight);
+    for (PackedWeight& weight : share.absorb_v) settle(w.arena, weight);
   }
-  for (PackedWeight& weight : attention.kv_up.absorb_k) settle(w.arena, weight);
-  for (PackedWeight& weight : attention.kv_up.absorb_v) settle(w.arena, weight);
+  settle(w.arena, attention.output);
   settle(w.arena, w.mlp[size_t(layer)].always.gate_up);
   settle(w.arena, w.mlp[size_t(layer)].always.down);
 }
@@ -211,7 +238,7 @@ Result<std::unique_ptr<DeepseekWeights>> pack_deepseek(const ModelConfig& config
     pool.parallel_for(int64_t(jobs.size()), [&](int64_t i, int thread) { jobs[size_t(i)](scratch[size_t(thread)]); });
   };
   run(packer.outer_jobs(*w));
-  settle(w->arena, w->head);
+  for (PackedWeight& share : w->head) settle(w->arena, share);
   std::vector<Status> outcomes;
   for (int32_t layer = 0; layer < config.num_layers; ++layer) {
     run(packer.layer_jobs(layer, *w));

@@ -32,8 +32,9 @@ struct AttentionWeights {
   Values input_norm, q_a_norm, kv_a_norm;
   kernels::PackedWeight
       down;  // with q_lora: q_a_proj over kv_a_proj, [q_lora + kv_lora + rope, hidden]; else kv_a only
-  kernels::PackedWeight q_up;  // q_b_proj from the latent, or q_proj from the hidden state
-  kernels::KvUpWeights kv_up;
+  // By attention-TP rank: its share of the heads.
+  std::vector<kernels::PackedWeight> q_up;  // q_b_proj from the latent, or q_proj from the hidden state
+  std::vector<kernels::KvUpWeights> kv_up;
   kernels::PackedWeight output;
 };
 
@@ -52,7 +53,7 @@ struct DeepseekWeights {
   std::vector<AttentionWeights> attention;
   std::vector<MlpWeights> mlp;
   Values final_norm;
-  kernels::PackedWeight head;
+  std::vector<kernels::PackedWeight> head;  // by attention-TP rank: its share of the vocabulary
 };
 
 // One rank's part of the experts to be packed.

@@ -34,6 +34,10 @@ class NodeExchange final : public ExpertExchange {
   void post_results(int32_t index) override;
   Result<bool> poll_results(int32_t index, TimePoint now, std::span<const float*> rows) override;
   void wait(int32_t index, Duration timeout) override;
+  bool drive(TimePoint now) override {
+    port_.progress(now);
+    return true;
+  }
 
  private:
   using Stage = ExchangeStage;

@@ -35,7 +35,12 @@ json::Object state_of(const ServerConfig& config, const engine::EngineSnapshot& 
   state["leased_blocks"] = snapshot.leased_blocks;
   state["cached_blocks"] = snapshot.cached_blocks;
   state["total_blocks"] = snapshot.total_blocks;
+  state["used_tokens"] = snapshot.used_tokens;
+  state["total_tokens"] = snapshot.total_tokens;
   state["forward_steps"] = snapshot.forward_steps;
+  state["retractions"] = snapshot.retractions;
+  state["failed_transfers"] = snapshot.failed_transfers;
+  state["profiling"] = snapshot.profiling;
   state["prompt_tokens_computed"] = snapshot.prompt_tokens_computed;
   state["decode_steps"] = snapshot.decode_steps;
   state["prefill_steps"] = snapshot.prefill_steps;
