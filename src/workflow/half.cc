@@ -17,7 +17,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr Duration kSampleEvery = milliseconds(200);
+constexpr Duration kSampleEvery = milliseconds(200), kSampleOftenest = milliseconds(20);
 constexpr size_t kSampleQueue = 4096;
 constexpr Duration kControlTimeout = std::chrono::seconds(30);
 constexpr Duration kTraceTimeout = std::chrono::seconds(60);
@@ -27,12 +27,12 @@ constexpr Duration kDrainTimeout = std::chrono::seconds(120);
 // Asks the deployment for its figures on a thread of its own.
 class Sampler {
  public:
-  explicit Sampler(const Deployment& deployment)
-      : queue_(kSampleQueue), thread_([this, &deployment](std::stop_token stop) {
+  Sampler(const Deployment& deployment, Duration every)
+      : queue_(kSampleQueue), thread_([this, &deployment, every](std::stop_token stop) {
           while (!stop.stop_requested()) {
             Result<Sample> sample = deployment.sample();
             queue_.push(std::move(sample));
-            pause_.pop(kSampleEvery);
+            pause_.pop(every);
           }
         }) {}
   ~Sampler() {
@@ -58,10 +58,15 @@ class Sampler {
   std::jthread thread_;         // last: it uses the others
 };
 
+// So many samples that the time to settle holds a window of them.
+Duration sample_interval(const HalfPlan& plan) {
+  return std::clamp<Duration>(plan.settle / 15, kSampleOftenest, kSampleEvery);
+}
+
 class HalfRun {
  public:
   HalfRun(const HalfPlan& plan, const HalfParts& parts)
-      : plan_(plan), parts_(parts), deployment_(*parts.deployment), sampler_(deployment_) {
+      : plan_(plan), parts_(parts), deployment_(*parts.deployment), sampler_(deployment_, sample_interval(plan)) {
     report_.name = plan.name;
     report_.role = plan.role;
     report_.split = plan.split;

@@ -212,7 +212,9 @@ std::string half_section(const HalfReport& half) {
   LinePlot rate{"Tokens per second", "seconds", "tokens/s", {}, bands_of(half)};
   for (Role role : {Role::kPrefill, Role::kDecode, Role::kCombined}) {
     Series series = rate_series(half, role);
-    if (series.points.size() >= 2) rate.series.push_back(std::move(series));
+    const bool any =
+        std::any_of(series.points.begin(), series.points.end(), [](auto& point) { return point.second > 0; });
+    if (any) rate.series.push_back(std::move(series));
   }
   out += "<h3>Throughput over time</h3>\n" + line_plot(rate);
   out += "<h3>Running requests per rank</h3>\n" +
