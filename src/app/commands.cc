@@ -18,6 +18,7 @@ constexpr Command kCommands[] = {
     {"mini_lb", run_mini_lb, "the router under its old name: port 8000, random policy"},
     {"bench_serving", run_bench_serving, "load client: many requests at a rate"},
     {"bench_one_batch_server", run_bench_one_batch, "load client: one batch in one request"},
+    {"bench_rank", run_bench_rank, "one rank of an emulated expert-parallel group on one GPU"},
     {"model", run_model, "inspect a checkpoint: model show DIR"},
     {"experts", run_experts, "plan expert placements from counted loads; show loads and placements"},
 };

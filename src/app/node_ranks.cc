@@ -163,7 +163,7 @@ Status NodeRanksImpl::load() {
   const int32_t num_ranks = config_.num_ranks;
   const parallel::ExchangeShape shape = model::exchange_shape(config_.model, options);
   std::vector<std::unique_ptr<parallel::ExpertExchange>> exchanges;
-  if (shape.top_k > 0) {
+  if (shape.top_k > 0 && !is_cuda(config_.backend)) {
     ASSIGN_OR_RETURN(exchanges, this->exchanges(shape));
   }
   std::vector<model::RankOptions> rank_options;
@@ -172,6 +172,12 @@ Status NodeRanksImpl::load() {
     rank.rank = Rank{first_rank() + i};
     rank.num_threads = threads_per_rank(config_, parts_.num_threads);
     rank.clock = parts_.clock;
+    if (is_cuda(config_.backend)) {
+      ASSIGN_OR_RETURN(device::Stream stream, device::Stream::create());
+      rank.stream = std::make_shared<const device::Stream>(std::move(stream));
+      if (shape.top_k > 0) rank.exchange = parallel::make_gpu_exchange(shape, config_.backend, rank.stream);
+      continue;
+    }
     if (shape.top_k > 0) rank.exchange = std::move(exchanges[size_t(i)]);
   }
   ASSIGN_OR_RETURN(std::vector<std::unique_ptr<model::Model>> models,
@@ -182,7 +188,7 @@ Status NodeRanksImpl::load() {
   for (std::unique_ptr<model::Model>& model : models) {
     RankParts& rank = *ranks_.emplace_back(std::make_unique<RankParts>(kTransferQueue));
     rank.model = std::move(model);
-    rank.cache.emplace(device::Device::kCpu, layout());
+    rank.cache.emplace(device_of(config_.backend), layout());
     if (model::ExpertSlots* slots = config_.num_nodes == 1 ? rank.model->expert_slots() : nullptr) {
       rank.experts =
           std::make_unique<engine::ExpertPort>(config_.model.num_layers, config_.model.num_routed_experts, *slots);
@@ -263,9 +269,10 @@ Status NodeRanksImpl::build_engine(size_t index, std::unique_ptr<parallel::Commu
   parts.clock = parts_.clock;
   parts.model = rank.model.get();
   parts.kernels.backend = config_.backend;
+  parts.kernels.stream = rank.model->stream();
   parts.kernels.isa = config_.isa;
   parts.kernels.pool = &rank.sample_pool;
-  rank.sample_workspace.emplace(device::Device::kCpu,
+  rank.sample_workspace.emplace(device_of(config_.backend),
                                 kernels::sample_workspace_bytes(parts.kernels, config_.model.vocab_size));
   parts.kernels.workspace = &*rank.sample_workspace;
   parts.cache = &*rank.cache;

@@ -147,12 +147,29 @@ struct Resolver {
 
   void resolve_device() {
     const std::string device = flags.text("device");
-    if (device != "auto" && device != "cpu") config.refusals.push_back("--device " + device);
-    config.backend = flags.text("kernel_backend") == "ref" ? kernels::Backend::kRef : kernels::Backend::kCpu;
+    const std::string backend = flags.text("kernel_backend");
+    if (device == "cuda") {
+      config.backend = backend == "tensor" ? kernels::Backend::kCuda : kernels::Backend::kCudaF32;
+      refuse_on_gpu();
+    } else {
+      if (device != "auto" && device != "cpu") config.refusals.push_back("--device " + device);
+      if (backend == "tensor" || backend == "f32") fault("--kernel-backend {} needs --device cuda", backend);
+      config.backend = backend == "ref" ? kernels::Backend::kRef : kernels::Backend::kCpu;
+    }
     const std::string isa = flags.text("cpu_isa");
     config.isa_given = isa != "auto";
     if (isa == "avx512") config.isa = kernels::Isa::kAvx512;
     if (isa == "avx512_bf16") config.isa = kernels::Isa::kAvx512Bf16;
+  }
+
+  // What the GPU's side does not have yet.
+  void refuse_on_gpu() {
+    const auto refuse = [&](bool is_asked, const char* what) {
+      if (is_asked) config.refusals.push_back(fmt::format("{} with --device cuda", what));
+    };
+    refuse(flags.text("disaggregation_mode") != "null", "--disaggregation-mode");
+    refuse(flags.integer("tp_size") > 1, "--tp-size above 1");
+    refuse(flags.enabled("enable_eplb"), "--enable-eplb");
   }
 
   void resolve_parallel() {

@@ -9,11 +9,11 @@ namespace tandem::model {
 
 using kernels::ExpertWeights;
 
-ExpertSlots::ExpertSlots(Shape shape, const ExpertWeights& form)
+ExpertSlots::ExpertSlots(Shape shape, const ExpertWeights& form, device::Device device)
     : shape_(std::move(shape)), place_bytes_(form.gate_up.bytes() + form.down.bytes()) {
   const size_t in_use = shape_.expert_layers.size() * size_t(shape_.slots_per_rank);
   const size_t places = in_use + size_t(shape_.num_spares);
-  slab_ = device::Buffer(device::Device::kCpu, places * place_bytes_);
+  slab_ = device::Buffer(device, places * place_bytes_);
   digests_.resize(places, 0);
   for (size_t i = 0; i < places; ++i) {
     std::byte* at = place(int32_t(i)).data();
@@ -40,7 +40,7 @@ Status ExpertSlots::fill(int32_t place, const ExpertWeights& expert) {
   const std::span<std::byte> to = this->place(place);
   expert.gate_up.copy_to(to.data());
   expert.down.copy_to(to.data() + expert.gate_up.bytes());
-  digests_[size_t(place)] = device::digest(to);
+  if (slab_.device() == device::Device::kCpu) digests_[size_t(place)] = device::digest(to);
   return Ok{};
 }
 

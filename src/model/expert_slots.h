@@ -31,7 +31,7 @@ class ExpertSlots {
     int32_t slots_per_rank = 0, num_spares = 0;
   };
   // form: any packed expert of the model; all of them have its form.
-  ExpertSlots(Shape shape, const kernels::ExpertWeights& form);
+  ExpertSlots(Shape shape, const kernels::ExpertWeights& form, device::Device device = device::Device::kCpu);
   ExpertSlots(const ExpertSlots&) = delete;
   ExpertSlots& operator=(const ExpertSlots&) = delete;
 
@@ -46,7 +46,7 @@ class ExpertSlots {
   }
 
   std::span<std::byte> place(int32_t place) const;
-  // Of the bytes that were put there with fill(), or set by whoever copied them.
+  // Of the bytes that were put there with fill(), or set by whoever copied them; on a GPU only the latter.
   uint64_t digest(int32_t place) const { return digests_[size_t(place)]; }
   void set_digest(int32_t place, uint64_t digest) { digests_[size_t(place)] = digest; }
   // Copies a packed expert into a place and notes its digest. kInvalidInput where its form is another.

@@ -37,8 +37,8 @@ struct ForwardBatch {
   std::span<const int32_t> slots;      // [T] physical cache rows: block * block_tokens + offset
   std::span<const kernels::SequenceSpan> sequences;
   std::span<const int32_t> logit_rows;  // rows of the batch whose logits are wanted, ascending
-  float* logits = nullptr;              // out [logit_rows.size(), vocab_size] f32, caller's memory
-  int32_t* expert_counts = nullptr;     // out [num_layers, num_routed_experts], added to; null: not wanted
+  float* logits = nullptr;           // out [logit_rows.size(), vocab_size] f32, caller's memory on the model's device
+  int32_t* expert_counts = nullptr;  // out [num_layers, num_routed_experts], added to; null: not wanted
 };
 
 struct ForwardLimits {
@@ -52,6 +52,8 @@ class Model {
  public:
   virtual ~Model() = default;
   virtual const ModelConfig& config() const = 0;
+  // GPU backends: what a step is ordered on; nothing has happened yet when forward() returns. Null on the CPU.
+  virtual const device::Stream* stream() const { return nullptr; }
   // Identity for the handover's handshake: a hash over config and weights' metadata.
   virtual uint64_t fingerprint() const = 0;
   // layer_done(layer): called on this thread as soon as the cache of `layer` holds the batch's rows; not without
@@ -80,6 +82,8 @@ struct RankOptions {
   int num_threads = 1;                                 // of its pool
   std::unique_ptr<parallel::ExpertExchange> exchange;  // of exchange_shape(); null for models without experts
   const Clock* clock = nullptr;                        // for the exchange's deadlines
+  // GPU backends: what the rank's kernels run on, in order. Shared with the exchange, whose kernels run on it, too.
+  std::shared_ptr<const device::Stream> stream = nullptr;
 };
 
 struct LoadOptions {
@@ -93,6 +97,10 @@ struct LoadOptions {
   ForwardLimits limits;  // of one rank
   ExpertOptions experts;
   std::function<void(double fraction)> progress;  // while loading; may be empty
+  // One rank of a group that is not there (a benchmark aid): tokens that would go to other ranks' slots take the same
+  // slots here. GPU backends.
+  bool loop_back = false;
+  device::LaunchLog* launches = nullptr;  // GPU backends; borrowed, outlives the model; null: nobody asks
 };
 
 // What a model of these limits will take, before anything is allocated.

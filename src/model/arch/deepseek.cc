@@ -1,11 +1,12 @@
 #include "model/arch/deepseek.h"
 
+#include <algorithm>
 #include <array>
-#include <cstring>
 
 #include "kernels/norm.h"
 #include "model/arch/batch_split.h"
 #include "model/arch/deepseek_weights.h"
+#include "model/arch/gpu_step.h"
 #include "model/weights/rope_table.h"
 
 namespace tandem::model {
@@ -27,7 +28,7 @@ struct DeepseekShared {
       : config(config),
         fingerprint(source.fingerprint(hash_config(config))),
         weights(std::move(packed)),
-        rope(config, options.limits.max_context) {}
+        rope(config, options.limits.max_context, device_of(options.backend)) {}
 
   const ModelConfig config;
   const uint64_t fingerprint;
@@ -50,14 +51,18 @@ class DeepseekModel final : public Model {
         clock_(rank.clock),
         fakes_routing_(options.experts.dispatch == experts::DispatchAlgorithm::kFake),
         splitter_(options.limits.max_sequences, options.experts.two_batch_threshold),
-        workspace_(device::Device::kCpu, size_t(deepseek_workspace_bytes(config_, options, rank.num_threads))),
-        ctx_{options.backend, options.isa, &pool_, &workspace_} {
+        stream_(std::move(rank.stream)),
+        workspace_(device_of(options.backend), size_t(deepseek_workspace_bytes(config_, options, rank.num_threads))),
+        ctx_{options.backend, options.isa, &pool_, &workspace_, stream_.get(), options.launches} {
+    CHECK(is_cuda(options.backend) == (stream_ != nullptr));
+    if (stream_) gpu_ = std::make_unique<GpuStep>(config_, options, slots_.get(), *stream_);
     CHECK((slots_ == nullptr) == (exchange_ == nullptr));
     CHECK(exchange_ == nullptr || clock_ != nullptr);
   }
 
   const ModelConfig& config() const override { return config_; }
   uint64_t fingerprint() const override { return shared_->fingerprint; }
+  const device::Stream* stream() const override { return stream_.get(); }
   ExpertSlots* expert_slots() override { return slots_.get(); }
   Status forward(const ForwardBatch& batch, kv::KvStorage& cache,
                  const std::function<void(int32_t)>& layer_done) override;
@@ -122,8 +127,10 @@ class DeepseekModel final : public Model {
   const Clock* const clock_;
   const bool fakes_routing_;
   BatchSplitter splitter_;
+  const std::shared_ptr<const device::Stream> stream_;  // null on the CPU, as gpu_ is
   device::Workspace workspace_;
   const Context ctx_;
+  std::unique_ptr<GpuStep> gpu_;
 };
 
 void DeepseekModel::check(const ForwardBatch& batch, const kv::KvStorage& cache) const {
@@ -177,18 +184,22 @@ DeepseekModel::Part DeepseekModel::make_part(const ForwardBatch& batch, kv::KvSt
 
 // Per layer and half: results of the layer before come in, attention, gate, rows go out; then each half's experts. With
 // two halves the rows and results of one travel while the other computes.
-Status DeepseekModel::forward(const ForwardBatch& batch, kv::KvStorage& cache,
+Status DeepseekModel::forward(const ForwardBatch& given, kv::KvStorage& cache,
                               const std::function<void(int32_t)>& layer_done) {
-  check(batch, cache);
+  check(given, cache);
   workspace_.reset();
+  std::array<BatchPart, 2> halves;
+  const std::span<const BatchPart> split = splitter_.split(given);
+  std::copy(split.begin(), split.end(), halves.begin());
+  const ForwardBatch batch =
+      gpu_ ? gpu_->upload(given, cache.layout().block_tokens, std::span(halves).first(split.size())) : given;
   const StepMemory memory = take_step_memory(int64_t(batch.token_ids.size()));
   const TensorView table(weights_.embedding.data(), weights_.embedding_dtype,
                          {config_.vocab_size, config_.hidden_size});
   if (!batch.token_ids.empty()) kernels::embed(ctx_, batch.token_ids, table, memory.hidden);
-  const std::span<const BatchPart> halves = splitter_.split(batch);
-  std::array<Part, 2> parts = {make_part(batch, cache, memory, halves.front()),
-                               make_part(batch, cache, memory, halves.back())};
-  const std::span<Part> running(parts.data(), halves.size());
+  std::array<Part, 2> parts = {make_part(batch, cache, memory, halves[0]),
+                               make_part(batch, cache, memory, halves[split.size() - 1])};
+  const std::span<Part> running(parts.data(), split.size());
   parts[1].channel = 1;
   if (layer_done) running.back().layer_done = &layer_done;
   for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
@@ -203,6 +214,7 @@ Status DeepseekModel::forward(const ForwardBatch& batch, kv::KvStorage& cache,
   }
   for (Part& part : running) RETURN_IF_ERROR(finish_mlp(part));
   if (!batch.logit_rows.empty()) logits(batch, memory.hidden);
+  if (gpu_ && batch.expert_counts) gpu_->add_counts(batch.expert_counts);
   return Ok{};
 }
 
@@ -223,7 +235,10 @@ TensorView DeepseekModel::project(const AttentionWeights& w, int32_t layer, cons
   kernels::mla_write_cache(ctx_, shape_, kv_a, width, w.kv_a_norm.view(), config_.rms_norm_eps,
                            part.of_rows(part.batch.positions), part.of_rows(part.batch.slots), shared_->rope.table(),
                            cache);
-  if (part.layer_done) (*part.layer_done)(layer);
+  if (part.layer_done) {
+    if (stream_) stream_->synchronize();
+    (*part.layer_done)(layer);
+  }
 
   const TensorView q = f32(rows, q_cols);
   if (q_lora > 0) {
@@ -315,12 +330,19 @@ Status DeepseekModel::finish_mlp(Part& part) {
 
 // Counts logical experts, then turns them into slots in place.
 void DeepseekModel::choose_slots(int32_t layer, const Part& part) const {
+  const uint64_t seed = part.batch.step * uint64_t(config_.num_layers) + uint64_t(layer);
+  if (gpu_) {
+    kernels::SlotChoice choice = gpu_->choice(layer);
+    choice.seed = seed;
+    choice.first_token = part.first_row;
+    choice.fakes_routing = fakes_routing_;
+    return kernels::choose_slots(ctx_, choice, part.ids, part.batch.expert_counts ? gpu_->counts(layer) : nullptr);
+  }
   const experts::LayerDispatch& dispatch = slots_->layer(layer).dispatch;
   const int64_t top_k = config_.gate.top_k;
   int32_t* id = part.ids.as<int32_t>();
   int32_t* counts = part.batch.expert_counts;
   if (counts) counts += int64_t(layer) * config_.num_routed_experts;
-  const uint64_t seed = part.batch.step * uint64_t(config_.num_layers) + uint64_t(layer);
   for (int64_t token = part.first_row; token < part.first_row + part.rows; ++token) {
     // A benchmark aid: any top_k different experts, evenly.
     const uint32_t first = experts::draw_of(seed, uint64_t(token), 0);
@@ -345,13 +367,7 @@ void DeepseekModel::logits(const ForwardBatch& batch, TensorView hidden_rows) {
   const WorkspaceScope scope(workspace_);
   const int64_t rows = int64_t(batch.logit_rows.size()), hidden = config_.hidden_size;
   const TensorView chosen = f32(rows, hidden);
-  for (int64_t i = 0; i < rows; ++i) {
-    const int32_t row = batch.logit_rows[size_t(i)];
-    CHECK(row >= 0);
-    CHECK(row < hidden_rows.dim(0));
-    std::memcpy(chosen.as<float>() + i * hidden, hidden_rows.as<float>() + row * hidden,
-                size_t(hidden) * sizeof(float));
-  }
+  kernels::gather_rows(ctx_, hidden_rows, batch.logit_rows, chosen);
   const TensorView x = act(rows, hidden);
   kernels::rms_norm(ctx_, chosen, hidden, weights_.final_norm.view(), config_.rms_norm_eps, x, {});
   kernels::linear(ctx_, x, weights_.head, TensorView(batch.logits, DType::kF32, {rows, config_.vocab_size}));
