@@ -183,8 +183,11 @@ __device__ void consume(Shared<kLora>& s, const Args& a, const Work& work) {
       put_pair(s.p, rows[r], group * kHalf + i / 4 * 8 + lane % 4 * 2, first, second);
     }
     fence_async_shared();
+    // Maxima settle after a few blocks; then there is nothing to rescale.
+    if (__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) sums[i] *= shrink[i / 2 % 2];
+      for (int i = 0; i < kCount; ++i) sums[i] *= shrink[i / 2 % 2];
+    }
     named_barrier(2, 256);  // p is whole; maxima may be written again
     add_values<kLora>(s, stage, group, sums);
     if (lane == 0) barrier_arrive(&s.empty[stage]);

@@ -54,6 +54,15 @@ struct Elements {
   __device__ float load(int64_t i) const {
     return is_bf16 ? __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]) : static_cast<const float*>(data)[i];
   }
+  __device__ void store4(int64_t i, float4 v) const {  // i is a multiple of four
+    if (is_bf16) {
+      const __nv_bfloat162 low = __floats2bfloat162_rn(v.x, v.y), high = __floats2bfloat162_rn(v.z, v.w);
+      *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(data) + i) =
+          make_uint2(reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high));
+    } else {
+      *reinterpret_cast<float4*>(static_cast<float*>(data) + i) = v;
+    }
+  }
   __device__ void store(int64_t i, float value) const {
     if (is_bf16) {
       static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16_rn(value);

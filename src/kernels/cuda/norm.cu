@@ -31,6 +31,36 @@ __global__ void rms_norm_kernel(const float* x, int64_t stride, const float* wei
   }
 }
 
+// The same with the row held in registers, four values at a time.
+constexpr int kMaxVectors = 8;  // of a thread: rows up to 8,192 wide
+__global__ void __launch_bounds__(kThreads)
+    rms_norm_vector_kernel(const float* x, int64_t stride, const float* weight, float epsilon, int hidden, Elements y,
+                           float* y_f32) {
+  __shared__ float parts[32];
+  const float4* row = reinterpret_cast<const float4*>(x + int64_t(blockIdx.x) * stride);
+  const int vectors = hidden / 4;
+  float4 v[kMaxVectors];
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < kMaxVectors; ++j) {
+    const int i = j * kThreads + threadIdx.x;
+    v[j] = i < vectors ? row[i] : make_float4(0, 0, 0, 0);
+    sum += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
+  }
+  const float factor = 1.0f / sqrtf(block_sum(sum, parts) / float(hidden) + epsilon);
+  const int64_t to = int64_t(blockIdx.x) * hidden;
+#pragma unroll
+  for (int j = 0; j < kMaxVectors; ++j) {
+    const int i = j * kThreads + threadIdx.x;
+    if (i >= vectors) continue;
+    const float4 w = reinterpret_cast<const float4*>(weight)[i];
+    const float4 out =
+        make_float4(v[j].x * factor * w.x, v[j].y * factor * w.y, v[j].z * factor * w.z, v[j].w * factor * w.w);
+    y.store4(to + i * 4, out);
+    if (y_f32 != nullptr) *reinterpret_cast<float4*>(y_f32 + to + i * 4) = out;
+  }
+}
+
 __global__ void swiglu_kernel(const float* gate_up, int64_t width, Elements y) {
   const int64_t i = int64_t(blockIdx.y) * blockDim.x + threadIdx.x, row = blockIdx.x;
   if (i >= width) return;
@@ -57,6 +87,12 @@ void gather_rows(const Context& ctx, TensorView x, std::span<const int32_t> rows
 void rms_norm(const Context& ctx, TensorView x, int64_t x_row_stride, TensorView weight, float epsilon, TensorView y,
               TensorView y_f32) {
   if (y.dim(0) == 0) return;
+  const bool in_fours = y.dim(1) % 4 == 0 && x_row_stride % 4 == 0 && reinterpret_cast<uintptr_t>(x.data()) % 16 == 0;
+  if (in_fours && y.dim(1) <= kThreads * 4 * kMaxVectors) {
+    rms_norm_vector_kernel<<<unsigned(y.dim(0)), kThreads, 0, stream_of(ctx)>>>(
+        x.as<float>(), x_row_stride, weight.as<float>(), epsilon, int(y.dim(1)), Elements(y), y_f32.as<float>());
+    return check_launch(ctx, "rms_norm");
+  }
   rms_norm_kernel<<<unsigned(y.dim(0)), kThreads, 0, stream_of(ctx)>>>(
       x.as<float>(), x_row_stride, weight.as<float>(), epsilon, y.dim(1), Elements(y), y_f32.as<float>());
   check_launch(ctx, "rms_norm");

@@ -1,6 +1,8 @@
 // Tiles of 128 columns by 64 or 128 rows of y. One warp feeds stages of shared memory through the copy engine, one
 // warpgroup for every 64 rows multiplies. K goes in steps of 128 bytes: for FP8 that is one block of scales, after
 // which the sum is scaled into f32 registers (DeepSeek-V3, arXiv 2412.19437, section 3.3.2); bf16 sums run through.
+#include <algorithm>
+
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/tensor_gemm.h"
@@ -10,6 +12,8 @@ namespace tandem::kernels::cuda {
 namespace {
 
 constexpr int kColumns = 128, kStepBytes = 128, kBlock = 128;
+constexpr int kBandRows = 32;       // tiles of FP8 rows that stay in the L2 cache: 29 MB at 7,168 inputs
+constexpr int64_t kFullGrid = 132;  // multiprocessors of an H100 or H200
 
 struct Places {
   int32_t of_group[kMaxGroups];
@@ -21,6 +25,7 @@ struct Args {
   const std::byte* w_scales;  // of place 0
   int64_t place_bytes;
   int32_t rows, n, k_steps, scale_cols, num_groups;
+  int32_t row_tiles, columns, band_rows;  // of the grid
   const int32_t* slot_begin;
   int32_t x_group_cols;  // elements from group to group in a row of x; 0 where rows are grouped
   int64_t y_row_stride, y_group_stride;
@@ -30,20 +35,26 @@ struct Args {
 
 // Where a block's tile lies: its group and rows.
 struct Tile {
-  int group = -1, first_row = 0, end_row = 0;
+  int group = -1, first_row = 0, end_row = 0, column = 0;
 };
 
+// Blocks go through all columns of some rows of tiles before the next rows: what they read of x stays in the L2 cache,
+// and weights come from memory once for these rows.
 template <int kRows>
 __device__ Tile find_tile(const Args& a) {
+  const int band = blockIdx.x / (a.band_rows * a.columns), first = band * a.band_rows;
+  const int height = min(a.band_rows, a.row_tiles - first), in_band = blockIdx.x - first * a.columns;
+  const int row_tile = first + in_band % height;
   Tile tile;
+  tile.column = in_band / height;
   if (a.slot_begin == nullptr) {
     const int tiles = (a.rows + kRows - 1) / kRows;
-    tile.group = blockIdx.y / tiles;
-    tile.first_row = blockIdx.y % tiles * kRows;
+    tile.group = row_tile / tiles;
+    tile.first_row = row_tile % tiles * kRows;
     tile.end_row = a.rows;
     return tile;
   }
-  int left = blockIdx.y;
+  int left = row_tile;
   for (int g = 0; g < a.num_groups; ++g) {
     const int begin = a.slot_begin[g], end = a.slot_begin[g + 1], tiles = (end - begin + kRows - 1) / kRows;
     if (left < tiles) {
@@ -104,7 +115,7 @@ __global__ void __launch_bounds__(kRows * 2 + 128, 1)
   auto& s = *reinterpret_cast<Shared<kRows, kStages>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
   const Tile tile = find_tile<kRows>(a);
   if (tile.group < 0) return;
-  const int place = places.of_group[tile.group], column = blockIdx.x * kColumns;
+  const int place = places.of_group[tile.group], column = tile.column * kColumns;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(&s.full[i], 1);
@@ -130,21 +141,25 @@ __global__ void __launch_bounds__(kRows * 2 + 128, 1)
   const bool in[2] = {row < tile.end_row, row + 8 < tile.end_row};
   const float* w_scales = nullptr;
   if constexpr (kFp8) {
-    w_scales = reinterpret_cast<const float*>(a.w_scales + place * a.place_bytes) + int64_t(blockIdx.x) * a.scale_cols;
+    w_scales = reinterpret_cast<const float*>(a.w_scales + place * a.place_bytes) + int64_t(tile.column) * a.scale_cols;
   }
+  // Scales of a step are asked for while the step before multiplies: they come from the L2 cache at best.
+  float x_scale[2] = {}, w_scale = 0;
+  const auto load_scales = [&](int k) {
+    const float* of_x = a.x_scales + k * a.x_scale_stride + row;
+    if (in[0]) x_scale[0] = of_x[0];
+    if (in[1]) x_scale[1] = of_x[8];
+    w_scale = w_scales[k];
+  };
+  if constexpr (kFp8) load_scales(0);
   for (int k = 0; k < a.k_steps; ++k) {
     const int stage = k % kStages;
-    float scale[2] = {};
-    if constexpr (kFp8) {
-      const float* of_x = a.x_scales + k * a.x_scale_stride + row;
-      const float of_w = w_scales[k];
-      scale[0] = in[0] ? of_x[0] * of_w : 0.0f;
-      scale[1] = in[1] ? of_x[8] * of_w : 0.0f;
-    }
     barrier_wait(&s.full[stage], k / kStages & 1);
     const std::byte* x = s.x[stage] + warpgroup * 64 * kStepBytes;
     if constexpr (kFp8) {
       multiply<true>(part, x, s.w[stage], true);
+      const float scale[2] = {x_scale[0] * w_scale, x_scale[1] * w_scale};
+      if (k + 1 < a.k_steps) load_scales(k + 1);
       wgmma_wait<0>();
       pin_registers(part);
       if (lane == 0) barrier_arrive(&s.empty[stage]);
@@ -168,8 +183,12 @@ __global__ void __launch_bounds__(kRows * 2 + 128, 1)
   }
 }
 
+int64_t row_tiles_of(const TensorGemm& g, int rows) {
+  return g.slot_begin != nullptr ? ceil_div(g.rows, rows) + g.num_groups : ceil_div(g.rows, rows) * g.num_groups;
+}
+
 template <bool kFp8, int kRows, int kStages>
-void launch(const Context& ctx, const TensorGemm& g, const Args& args, const Places& places) {
+void launch(const Context& ctx, const TensorGemm& g, Args& args, const Places& places) {
   const int64_t bytes = kFp8 ? 1 : 2;
   MatrixMap x{g.x, g.dtype, g.x_row_stride, g.rows, 1, g.x_row_stride * bytes, 0, kRows};
   MatrixMap w{g.w, g.dtype, g.k, g.n, g.num_places, g.k * bytes, g.place_bytes, kColumns};
@@ -178,10 +197,11 @@ void launch(const Context& ctx, const TensorGemm& g, const Args& args, const Pla
   static const cudaError_t raised =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   CHECK(raised == cudaSuccess);
-  const int64_t tiles =
-      g.slot_begin != nullptr ? ceil_div(g.rows, kRows) + g.num_groups : ceil_div(g.rows, kRows) * g.num_groups;
-  const dim3 grid(unsigned(ceil_div(g.n, kColumns)), unsigned(tiles));
-  kernel<<<grid, kRows * 2 + 128, shared, stream_of(ctx)>>>(make_tensor_map(x), make_tensor_map(w), args, places);
+  args.row_tiles = int32_t(row_tiles_of(g, kRows));
+  args.columns = int32_t(ceil_div(g.n, kColumns));
+  args.band_rows = std::min(args.row_tiles, kFp8 ? kBandRows : kBandRows / 2);
+  kernel<<<unsigned(args.row_tiles * args.columns), kRows * 2 + 128, shared, stream_of(ctx)>>>(
+      make_tensor_map(x), make_tensor_map(w), args, places);
   check_launch(ctx, g.name);
 }
 
@@ -215,7 +235,8 @@ void run_tensor_gemm(const Context& ctx, const TensorGemm& g) {
   a.y = g.y;
   a.y_is_bf16 = g.y_is_bf16;
   a.add = g.add;
-  const bool few = g.rows <= 64;
+  // Where 128 rows leave multiprocessors idle, tiles of 64 rows take half the time.
+  const bool few = g.rows <= 64 || row_tiles_of(g, 64) * ceil_div(g.n, kColumns) <= kFullGrid;
   if (fp8) {
     few ? launch<true, 64, 8>(ctx, g, a, places) : launch<true, 128, 6>(ctx, g, a, places);
   } else {
