@@ -193,9 +193,10 @@ TEST(Resolve, TheCacheIsF32UnlessBf16IsAskedFor) {
 }
 
 TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
-  for (const char* flags : {"--tp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE",
-                            "--expert-distribution-recorder-mode per_pass", "--enable-single-batch-overlap",
-                            "--kv-cache-dtype fp8_e4m3", "--device cuda"}) {
+  for (const char* flags :
+       {"--tp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE",
+        "--expert-distribution-recorder-mode per_pass", "--enable-single-batch-overlap", "--kv-cache-dtype fp8_e4m3",
+        "--device xpu", "--device cuda --disaggregation-mode decode"}) {
     ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " " + flags);
     EXPECT_TRUE(outcome.faults.empty()) << flags << ": " << joined(outcome.faults);
     EXPECT_FALSE(outcome.config.refusals.empty()) << flags;
@@ -203,6 +204,22 @@ TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
   // The same flags with their default values change nothing and are not refused.
   ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " --tp 1 --init-expert-location trivial --nnodes 1");
   EXPECT_TRUE(outcome.config.refusals.empty()) << joined(outcome.config.refusals);
+}
+
+TEST(Resolve, AGpuRunsInF32UnlessTensorCoresAreAskedFor) {
+  const std::string model = "--model-path " + kTiny + " ";
+  const ResolveOutcome exact = resolve_line(model + "--device cuda");
+  EXPECT_TRUE(exact.config.refusals.empty()) << joined(exact.config.refusals);
+  EXPECT_EQ(exact.config.backend, kernels::Backend::kCudaF32);
+  EXPECT_EQ(exact.config.kv_dtype, device::DType::kF32);
+  const ResolveOutcome fast = resolve_line(model + "--device cuda --kernel-backend tensor");
+  EXPECT_TRUE(fast.faults.empty()) << joined(fast.faults);
+  EXPECT_EQ(fast.config.backend, kernels::Backend::kCuda);
+  EXPECT_EQ(fast.config.kv_dtype, device::DType::kBF16);
+  EXPECT_EQ(fast.config.engine.block_tokens, 64);
+  EXPECT_FALSE(resolve_line(model + "--device cuda --kernel-backend tensor --page-size 1").faults.empty());
+  EXPECT_FALSE(resolve_line(model + "--device cuda --kernel-backend ref").faults.empty());
+  EXPECT_FALSE(resolve_line(model + "--kernel-backend tensor").faults.empty());
 }
 
 TEST(Resolve, TheKeyIsNotPrinted) {

@@ -63,7 +63,7 @@ def main():
             sys.exit(f"{prompt!r}: the CPU says {want!r}, the GPU {got!r}")
     if many != gpu * 12:
         sys.exit("a batch is answered otherwise than its requests alone")
-    tensor, _ = answers(tandem, model, ["--device", "cuda", "--kernel-backend", "tensor", "--page-size", "64"])
+    tensor, _ = answers(tandem, model, ["--device", "cuda", "--kernel-backend", "tensor"])
     same = sum(a == b for a, b in zip(cpu, tensor))
     print(f"on tensor cores {same} of {len(cpu)} answers are the same: {tensor}")
 

@@ -1,6 +1,8 @@
-// Tiles of 128 columns by 64 or 128 rows of y. One warp feeds stages of shared memory through the copy engine, one
-// warpgroup for every 64 rows multiplies. K goes in steps of 128 bytes: for FP8 that is one block of scales, after
-// which the sum is scaled into f32 registers (DeepSeek-V3, arXiv 2412.19437, section 3.3.2); bf16 sums run through.
+// Tiles of 128 columns by 64 or 128 rows of y. Two neighbours in a row of tiles share what they read of x: each fetches
+// half of it for both, since the L2 cache's bandwidth is what a tile of this size runs into first. One warp feeds
+// stages of shared memory through the copy engine, one warpgroup for every 64 rows multiplies. K goes in steps of 128
+// bytes: for FP8 that is one block of scales, after which the sum is scaled into f32 registers (DeepSeek-V3, arXiv
+// 2412.19437, section 3.3.2); bf16 sums run through.
 #include <algorithm>
 
 #include "kernels/cuda/hopper.cuh"
@@ -42,11 +44,11 @@ struct Tile {
 // and weights come from memory once for these rows.
 template <int kRows>
 __device__ Tile find_tile(const Args& a) {
-  const int band = blockIdx.x / (a.band_rows * a.columns), first = band * a.band_rows;
-  const int height = min(a.band_rows, a.row_tiles - first), in_band = blockIdx.x - first * a.columns;
+  const int pair = blockIdx.x / 2, pairs = a.columns / 2, band = pair / (a.band_rows * pairs);
+  const int first = band * a.band_rows, height = min(a.band_rows, a.row_tiles - first), in_band = pair - first * pairs;
   const int row_tile = first + in_band % height;
   Tile tile;
-  tile.column = in_band / height;
+  tile.column = in_band / height * 2 + blockIdx.x % 2;
   if (a.slot_begin == nullptr) {
     const int tiles = (a.rows + kRows - 1) / kRows;
     tile.group = row_tile / tiles;
@@ -119,19 +121,21 @@ __global__ void __launch_bounds__(kRows * 2 + 128, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(&s.full[i], 1);
-      barrier_init(&s.empty[i], kGroups * 4);  // each warp has its own part of the products
+      barrier_init(&s.empty[i], 2 * kGroups * 4);  // each warp of both blocks has its own part of the products
     }
     fence_barrier_init();
   }
-  __syncthreads();
-  const int warpgroup = threadIdx.x / 128;
+  cluster_sync();
+  const int warpgroup = threadIdx.x / 128, rank = blockIdx.x % 2;
   if (warpgroup == kGroups) {
     if (threadIdx.x % 128 != 0) return;
     for (int k = 0; k < a.k_steps; ++k) {
       const int stage = k % kStages, round = k / kStages;
       if (round > 0) barrier_wait(&s.empty[stage], (round - 1) & 1);
       barrier_expect(&s.full[stage], (kRows + kColumns) * kStepBytes);
-      tma_load_3d(s.x[stage], &x_map, &s.full[stage], k * kElements + tile.group * a.x_group_cols, tile.first_row, 0);
+      const int half = rank * kRows / 2;
+      tma_load_3d_both(s.x[stage] + half * kStepBytes, &x_map, &s.full[stage],
+                       k * kElements + tile.group * a.x_group_cols, tile.first_row + half, 0);
       tma_load_3d(s.w[stage], &w_map, &s.full[stage], k * kElements, column, place);
     }
     return;
@@ -141,8 +145,12 @@ __global__ void __launch_bounds__(kRows * 2 + 128, 1)
   const bool in[2] = {row < tile.end_row, row + 8 < tile.end_row};
   const float* w_scales = nullptr;
   if constexpr (kFp8) {
-    w_scales = reinterpret_cast<const float*>(a.w_scales + place * a.place_bytes) + int64_t(tile.column) * a.scale_cols;
+    const int block = min(tile.column, (a.n - 1) / kBlock);  // a padding column has none of its own
+    w_scales = reinterpret_cast<const float*>(a.w_scales + place * a.place_bytes) + int64_t(block) * a.scale_cols;
   }
+  const auto release = [lane](uint64_t* empty) {
+    if (lane < 2) barrier_arrive_at(empty, lane);
+  };
   // Scales of a step are asked for while the step before multiplies: they come from the L2 cache at best.
   float x_scale[2] = {}, w_scale = 0;
   const auto load_scales = [&](int k) {
@@ -162,14 +170,14 @@ __global__ void __launch_bounds__(kRows * 2 + 128, 1)
       if (k + 1 < a.k_steps) load_scales(k + 1);
       wgmma_wait<0>();
       pin_registers(part);
-      if (lane == 0) barrier_arrive(&s.empty[stage]);
+      release(&s.empty[stage]);
 #pragma unroll
       for (int i = 0; i < 64; ++i) sum[i] += part[i] * scale[i / 2 % 2];
     } else {
       multiply<false>(sum, x, s.w[stage], false);
       // The step before is done: its stage can be filled again.
       wgmma_wait<1>();
-      if (k > 0 && lane == 0) barrier_arrive(&s.empty[(k - 1) % kStages]);
+      if (k > 0) release(&s.empty[(k - 1) % kStages]);
     }
   }
   if constexpr (!kFp8) wgmma_wait<0>();
@@ -181,6 +189,7 @@ __global__ void __launch_bounds__(kRows * 2 + 128, 1)
     if (in[0]) store_pair(a, row, tile.group, n, sum[4 * j], sum[4 * j + 1]);
     if (in[1]) store_pair(a, row + 8, tile.group, n, sum[4 * j + 2], sum[4 * j + 3]);
   }
+  cluster_sync();  // the other block may still arrive at barriers here
 }
 
 int64_t row_tiles_of(const TensorGemm& g, int rows) {
@@ -190,7 +199,7 @@ int64_t row_tiles_of(const TensorGemm& g, int rows) {
 template <bool kFp8, int kRows, int kStages>
 void launch(const Context& ctx, const TensorGemm& g, Args& args, const Places& places) {
   const int64_t bytes = kFp8 ? 1 : 2;
-  MatrixMap x{g.x, g.dtype, g.x_row_stride, g.rows, 1, g.x_row_stride * bytes, 0, kRows};
+  MatrixMap x{g.x, g.dtype, g.x_row_stride, g.rows, 1, g.x_row_stride * bytes, 0, kRows / 2};
   MatrixMap w{g.w, g.dtype, g.k, g.n, g.num_places, g.k * bytes, g.place_bytes, kColumns};
   const size_t shared = sizeof(Shared<kRows, kStages>) + 1024;
   const auto kernel = tensor_gemm_kernel<kFp8, kRows, kStages>;
@@ -198,10 +207,10 @@ void launch(const Context& ctx, const TensorGemm& g, Args& args, const Places& p
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   CHECK(raised == cudaSuccess);
   args.row_tiles = int32_t(row_tiles_of(g, kRows));
-  args.columns = int32_t(ceil_div(g.n, kColumns));
+  args.columns = int32_t(ceil_div(g.n, 2 * kColumns) * 2);
   args.band_rows = std::min(args.row_tiles, kFp8 ? kBandRows : kBandRows / 2);
-  kernel<<<unsigned(args.row_tiles * args.columns), kRows * 2 + 128, shared, stream_of(ctx)>>>(
-      make_tensor_map(x), make_tensor_map(w), args, places);
+  launch_pairs(ctx, kernel, args.row_tiles * args.columns, {kRows * 2 + 128, shared}, make_tensor_map(x),
+               make_tensor_map(w), args, places);
   check_launch(ctx, g.name);
 }
 
