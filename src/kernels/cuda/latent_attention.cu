@@ -68,33 +68,26 @@ __device__ bool find_work(const Args& a, Work& work) {
   return true;
 }
 
-// kPaired: two blocks have the two halves of one token's 128 heads, hence the same keys; each fetches half of a key
-// block for both. Without it the L2 cache's bandwidth is the limit (83 % of it, measured on an H100 at 256 requests).
-template <int kLora, bool kPaired>
+template <int kLora>
 __device__ void produce(Shared<kLora>& s, const CUtensorMap* q_map, const CUtensorMap* key_map, const Args& a,
                         const Work& work) {
   using S = Shared<kLora>;
   barrier_expect(&s.q_full, S::kChunks * kChunkBytes);
   for (int c = 0; c < S::kChunks; ++c) tma_load_3d(s.q[c], q_map, &s.q_full, c * 64, work.row, 0);
-  const int rank = kPaired ? cluster_rank() : 0, own = kPaired ? kKeys / 2 : kKeys;
-  const int box = min(a.block_tokens, own);
+  const int box = min(a.block_tokens, kKeys);
   const int last_limit = work.first_limit + (work.end_row - 1 - work.sequence_row) / a.heads;
   const int last_block = (last_limit - 1) / a.block_tokens;
   for (int b = 0; b < work.num_blocks; ++b) {
     const int stage = b % kStages, round = b / kStages;
     if (round > 0) barrier_wait(&s.empty[stage], (round - 1) & 1);
     barrier_expect(&s.full[stage], S::kChunks * kChunkBytes);
-    for (int at = rank * own; at < (rank + 1) * own; at += box) {
+    for (int at = 0; at < kKeys; at += box) {
       const int key = b * kKeys + at;
       // Keys beyond the table's end are masked later; any row that exists will do.
       const int block = work.block_table[min(key / a.block_tokens, last_block)];
       const int row = block * a.block_tokens + key % a.block_tokens;
       for (int c = 0; c < S::kChunks; ++c) {
-        if constexpr (kPaired) {
-          tma_load_3d_both(s.keys[stage][c] + at * 128, key_map, &s.full[stage], c * 64, row, 0);
-        } else {
-          tma_load_3d(s.keys[stage][c] + at * 128, key_map, &s.full[stage], c * 64, row, 0);
-        }
+        tma_load_3d(s.keys[stage][c] + at * 128, key_map, &s.full[stage], c * 64, row, 0);
       }
     }
   }
@@ -150,7 +143,7 @@ __device__ float quad_sum(float v) {
   return v + __shfl_xor_sync(0xffffffffu, v, 2);
 }
 
-template <int kLora, bool kPaired>
+template <int kLora>
 __device__ void consume(Shared<kLora>& s, const Args& a, const Work& work) {
   constexpr int kCount = kLora / 4;  // sums of a thread: 64 rows by half of the columns over 128 threads
   const int group = threadIdx.x / 128, lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
@@ -197,11 +190,7 @@ __device__ void consume(Shared<kLora>& s, const Args& a, const Work& work) {
     }
     named_barrier(2, 256);  // p is whole; maxima may be written again
     add_values<kLora>(s, stage, group, sums);
-    if constexpr (kPaired) {
-      if (lane < 2) barrier_arrive_at(&s.empty[stage], lane);
-    } else {
-      if (lane == 0) barrier_arrive(&s.empty[stage]);
-    }
+    if (lane == 0) barrier_arrive(&s.empty[stage]);
   }
   for (int r = 0; r < 2; ++r) {
     total[r] = quad_sum(total[r]);
@@ -221,7 +210,7 @@ __device__ void consume(Shared<kLora>& s, const Args& a, const Work& work) {
   }
 }
 
-template <int kLora, bool kPaired>
+template <int kLora>
 __global__ void __launch_bounds__(kThreads, 1)
     latent_attention_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap key_map,
                             const __grid_constant__ Args a) {
@@ -233,37 +222,32 @@ __global__ void __launch_bounds__(kThreads, 1)
     barrier_init(&s.q_full, 1);
     for (int i = 0; i < kStages; ++i) {
       barrier_init(&s.full[i], 1);
-      barrier_init(&s.empty[i], kPaired ? 16 : 8);  // warps
+      barrier_init(&s.empty[i], 8);
     }
     fence_barrier_init();
   }
-  if constexpr (kPaired) {
-    cluster_sync();
-  } else {
-    __syncthreads();
-  }
+  __syncthreads();
   if (threadIdx.x >= 256) {
     give_registers<40>();
-    if (threadIdx.x == 256) produce<kLora, kPaired>(s, &q_map, &key_map, a, work);
+    if (threadIdx.x == 256) produce<kLora>(s, &q_map, &key_map, a, work);
   } else {
     take_registers<232>();
-    consume<kLora, kPaired>(s, a, work);
-    if constexpr (kPaired) cluster_sync();  // the other block may still arrive at barriers here
+    consume<kLora>(s, a, work);
   }
 }
 
-template <int kLora, bool kPaired>
+template <int kLora>
 void launch(const Context& ctx, const MlaShape& shape, const PagedCache& cache, std::span<const SequenceSpan> sequences,
             const LatentAttention& in) {
   const int64_t width = shape.row_width(), rows = in.num_tokens * shape.num_heads;
-  const auto kernel = latent_attention_kernel<kLora, kPaired>;
+  const auto kernel = latent_attention_kernel<kLora>;
   const size_t shared = sizeof(Shared<kLora>) + 1024;
   static const cudaError_t raised =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   CHECK(raised == cudaSuccess);
   const MatrixMap q{in.q, DType::kBF16, width, rows, 1, width * 2, 0, kRows};
   const MatrixMap keys{cache.base, DType::kBF16, width, int64_t(cache.num_blocks) * cache.block_tokens,
-                       1,          width * 2,    0,     std::min(cache.block_tokens, kPaired ? kKeys / 2 : kKeys)};
+                       1,          width * 2,    0,     std::min(cache.block_tokens, kKeys)};
   const Args a{sequences.data(),
                int32_t(sequences.size()),
                shape.num_heads,
@@ -273,11 +257,7 @@ void launch(const Context& ctx, const MlaShape& shape, const PagedCache& cache, 
                static_cast<__nv_bfloat16*>(in.out)};
   const int64_t tiles = in.one_token_each ? in.num_tokens * ceil_div(shape.num_heads, kRows)
                                           : ceil_div(rows, kRows) + int64_t(sequences.size());
-  if constexpr (kPaired) {
-    launch_pairs(ctx, kernel, ceil_div(tiles, 2) * 2, {kThreads, shared}, make_tensor_map(q), make_tensor_map(keys), a);
-  } else {
-    kernel<<<unsigned(tiles), kThreads, shared, stream_of(ctx)>>>(make_tensor_map(q), make_tensor_map(keys), a);
-  }
+  kernel<<<unsigned(tiles), kThreads, shared, stream_of(ctx)>>>(make_tensor_map(q), make_tensor_map(keys), a);
   check_launch(ctx, "latent_attention");
 }
 
@@ -292,9 +272,8 @@ bool can_run_latent_attention(const MlaShape& shape, const PagedCache& cache) {
 void run_latent_attention(const Context& ctx, const MlaShape& shape, const PagedCache& cache,
                           std::span<const SequenceSpan> sequences, const LatentAttention& rows) {
   if (rows.num_tokens == 0) return;
-  if (shape.kv_lora_rank == 128) return launch<128, false>(ctx, shape, cache, sequences, rows);
-  shape.num_heads % (2 * kRows) == 0 ? launch<512, true>(ctx, shape, cache, sequences, rows)
-                                     : launch<512, false>(ctx, shape, cache, sequences, rows);
+  shape.kv_lora_rank == 512 ? launch<512>(ctx, shape, cache, sequences, rows)
+                            : launch<128>(ctx, shape, cache, sequences, rows);
 }
 
 }  // namespace tandem::kernels::cuda

@@ -6,7 +6,6 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <utility>
 
 #include "base/check.h"
 #include "kernels/backends.h"
@@ -26,28 +25,6 @@ inline void check_launch(const Context& ctx, const char* op) {
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) check_failed(op, 0, cudaGetErrorString(error));
   if (ctx.launches != nullptr) ctx.launches->mark(*ctx.stream, op);
-}
-
-struct BlockShape {
-  int threads;
-  size_t shared_bytes;
-};
-// Blocks in clusters of two.
-template <class... Params, class... Args>
-void launch_pairs(const Context& ctx, void (*kernel)(Params...), int64_t blocks, BlockShape shape, Args&&... args) {
-  cudaLaunchAttribute pairs{};
-  pairs.id = cudaLaunchAttributeClusterDimension;
-  pairs.val.clusterDim.x = 2;
-  pairs.val.clusterDim.y = pairs.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(blocks));
-  config.blockDim = dim3(unsigned(shape.threads));
-  config.dynamicSmemBytes = shape.shared_bytes;
-  config.stream = stream_of(ctx);
-  config.attrs = &pairs;
-  config.numAttrs = 1;
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
-  if (error != cudaSuccess) check_failed("launch_pairs", 0, cudaGetErrorString(error));
 }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,8 +1,6 @@
-// Tiles of 128 columns by 64 or 128 rows of y. Two neighbours in a row of tiles share what they read of x: each fetches
-// half of it for both, since the L2 cache's bandwidth is what a tile of this size runs into first. One warp feeds
-// stages of shared memory through the copy engine, one warpgroup for every 64 rows multiplies. K goes in steps of 128
-// bytes: for FP8 that is one block of scales, after which the sum is scaled into f32 registers (DeepSeek-V3, arXiv
-// 2412.19437, section 3.3.2); bf16 sums run through.
+// Tiles of 128 columns by 64 or 128 rows of y. One warp feeds stages of shared memory through the copy engine, one
+// warpgroup for every 64 rows multiplies. K goes in steps of 128 bytes: for FP8 that is one block of scales, after
+// which the sum is scaled into f32 registers (DeepSeek-V3, arXiv 2412.19437, section 3.3.2); bf16 sums run through.
 #include <algorithm>
 
 #include "kernels/cuda/hopper.cuh"
@@ -44,11 +42,11 @@ struct Tile {
 // and weights come from memory once for these rows.
 template <int kRows>
 __device__ Tile find_tile(const Args& a) {
-  const int pair = blockIdx.x / 2, pairs = a.columns / 2, band = pair / (a.band_rows * pairs);
-  const int first = band * a.band_rows, height = min(a.band_rows, a.row_tiles - first), in_band = pair - first * pairs;
+  const int band = blockIdx.x / (a.band_rows * a.columns), first = band * a.band_rows;
+  const int height = min(a.band_rows, a.row_tiles - first), in_band = blockIdx.x - first * a.columns;
   const int row_tile = first + in_band % height;
   Tile tile;
-  tile.column = in_band / height * 2 + blockIdx.x % 2;
+  tile.column = in_band / height;
   if (a.slot_begin == nullptr) {
     const int tiles = (a.rows + kRows - 1) / kRows;
     tile.group = row_tile / tiles;
@@ -108,6 +106,107 @@ struct alignas(1024) Shared {
   uint64_t full[kStages], empty[kStages];
 };
 
+// What a thread knows of its two rows of the tile.
+struct Rows {
+  int64_t first = 0;  // the other one is eight further
+  bool in[2] = {};
+};
+
+// Scales of one step.
+struct Scales {
+  float x[2] = {}, w = 0;
+
+  __device__ void load(const Args& a, const Rows& rows, const float* of_w, int k) {
+    const float* of_x = a.x_scales + k * a.x_scale_stride + rows.first;
+    if (rows.in[0]) x[0] = of_x[0];
+    if (rows.in[1]) x[1] = of_x[8];
+    w = of_w[k];
+  }
+  __device__ void add(float (&sum)[64], const float (&part)[64]) const {
+    const float scale[2] = {x[0] * w, x[1] * w};
+#pragma unroll
+    for (int i = 0; i < 64; ++i) sum[i] += part[i] * scale[i / 2 % 2];
+  }
+};
+
+// FP8: a step multiplies into one set of registers while the step before is scaled out of the other, so that the tensor
+// cores never wait for the scaling. Scales are asked for when their step begins.
+template <int kRows, int kStages>
+__device__ void multiply_scaled(Shared<kRows, kStages>& s, const Args& a, const Rows& rows, const float* w_scales,
+                                int warpgroup, float (&sum)[64]) {
+  float even[64], odd[64];
+  Scales of_even, of_odd;
+  const auto begin = [&](int k, float(&part)[64], Scales& scales) {
+    const int stage = k % kStages;
+    scales.load(a, rows, w_scales, k);
+    barrier_wait(&s.full[stage], k / kStages & 1);
+    multiply<true>(part, s.x[stage] + warpgroup * 64 * kStepBytes, s.w[stage], true);
+  };
+  const auto finish = [&](int k, float(&part)[64], const Scales& scales) {
+    pin_registers(part);
+    if (threadIdx.x % 32 == 0) barrier_arrive(&s.empty[k % kStages]);
+    scales.add(sum, part);
+  };
+  begin(0, even, of_even);
+  int k = 0;
+  for (; k + 2 < a.k_steps; k += 2) {
+    begin(k + 1, odd, of_odd);
+    wgmma_wait<1>();
+    finish(k, even, of_even);
+    begin(k + 2, even, of_even);
+    wgmma_wait<1>();
+    finish(k + 1, odd, of_odd);
+  }
+  if (k + 1 < a.k_steps) {
+    begin(k + 1, odd, of_odd);
+    wgmma_wait<1>();
+    finish(k, even, of_even);
+    wgmma_wait<0>();
+    finish(k + 1, odd, of_odd);
+  } else {
+    wgmma_wait<0>();
+    finish(k, even, of_even);
+  }
+}
+
+template <int kRows, int kStages>
+__device__ void multiply_plain(Shared<kRows, kStages>& s, const Args& a, int warpgroup, float (&sum)[64]) {
+  for (int k = 0; k < a.k_steps; ++k) {
+    const int stage = k % kStages;
+    barrier_wait(&s.full[stage], k / kStages & 1);
+    multiply<false>(sum, s.x[stage] + warpgroup * 64 * kStepBytes, s.w[stage], false);
+    // The step before is done: its stage can be filled again.
+    wgmma_wait<1>();
+    if (k > 0 && threadIdx.x % 32 == 0) barrier_arrive(&s.empty[(k - 1) % kStages]);
+  }
+  wgmma_wait<0>();
+  pin_registers(sum);
+}
+
+template <bool kFp8, int kRows, int kStages>
+__device__ void consume(Shared<kRows, kStages>& s, const Args& a, const Tile& tile, int place, int warpgroup) {
+  const int lane = threadIdx.x % 32;
+  Rows rows;
+  rows.first = tile.first_row + warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4;
+  rows.in[0] = rows.first < tile.end_row;
+  rows.in[1] = rows.first + 8 < tile.end_row;
+  float sum[64] = {};
+  if constexpr (kFp8) {
+    const auto* w_scales =
+        reinterpret_cast<const float*>(a.w_scales + place * a.place_bytes) + int64_t(tile.column) * a.scale_cols;
+    multiply_scaled(s, a, rows, w_scales, warpgroup, sum);
+  } else {
+    multiply_plain(s, a, warpgroup, sum);
+  }
+#pragma unroll
+  for (int j = 0; j < 16; ++j) {
+    const int n = tile.column * kColumns + j * 8 + lane % 4 * 2;
+    if (n >= a.n) continue;
+    if (rows.in[0]) store_pair(a, rows.first, tile.group, n, sum[4 * j], sum[4 * j + 1]);
+    if (rows.in[1]) store_pair(a, rows.first + 8, tile.group, n, sum[4 * j + 2], sum[4 * j + 3]);
+  }
+}
+
 template <bool kFp8, int kRows, int kStages>
 __global__ void __launch_bounds__(kRows * 2 + 128, 1)
     tensor_gemm_kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
@@ -121,75 +220,26 @@ __global__ void __launch_bounds__(kRows * 2 + 128, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(&s.full[i], 1);
-      barrier_init(&s.empty[i], 2 * kGroups * 4);  // each warp of both blocks has its own part of the products
+      barrier_init(&s.empty[i], kGroups * 4);  // each warp has its own part of the products
     }
     fence_barrier_init();
   }
-  cluster_sync();
-  const int warpgroup = threadIdx.x / 128, rank = blockIdx.x % 2;
+  __syncthreads();
+  const int warpgroup = threadIdx.x / 128;
   if (warpgroup == kGroups) {
+    if constexpr (kRows == 128) give_registers<40>();
     if (threadIdx.x % 128 != 0) return;
     for (int k = 0; k < a.k_steps; ++k) {
       const int stage = k % kStages, round = k / kStages;
       if (round > 0) barrier_wait(&s.empty[stage], (round - 1) & 1);
       barrier_expect(&s.full[stage], (kRows + kColumns) * kStepBytes);
-      const int half = rank * kRows / 2;
-      tma_load_3d_both(s.x[stage] + half * kStepBytes, &x_map, &s.full[stage],
-                       k * kElements + tile.group * a.x_group_cols, tile.first_row + half, 0);
+      tma_load_3d(s.x[stage], &x_map, &s.full[stage], k * kElements + tile.group * a.x_group_cols, tile.first_row, 0);
       tma_load_3d(s.w[stage], &w_map, &s.full[stage], k * kElements, column, place);
     }
     return;
   }
-  const int lane = threadIdx.x % 32, row = tile.first_row + warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4;
-  float sum[64] = {}, part[64];
-  const bool in[2] = {row < tile.end_row, row + 8 < tile.end_row};
-  const float* w_scales = nullptr;
-  if constexpr (kFp8) {
-    const int block = min(tile.column, (a.n - 1) / kBlock);  // a padding column has none of its own
-    w_scales = reinterpret_cast<const float*>(a.w_scales + place * a.place_bytes) + int64_t(block) * a.scale_cols;
-  }
-  const auto release = [lane](uint64_t* empty) {
-    if (lane < 2) barrier_arrive_at(empty, lane);
-  };
-  // Scales of a step are asked for while the step before multiplies: they come from the L2 cache at best.
-  float x_scale[2] = {}, w_scale = 0;
-  const auto load_scales = [&](int k) {
-    const float* of_x = a.x_scales + k * a.x_scale_stride + row;
-    if (in[0]) x_scale[0] = of_x[0];
-    if (in[1]) x_scale[1] = of_x[8];
-    w_scale = w_scales[k];
-  };
-  if constexpr (kFp8) load_scales(0);
-  for (int k = 0; k < a.k_steps; ++k) {
-    const int stage = k % kStages;
-    barrier_wait(&s.full[stage], k / kStages & 1);
-    const std::byte* x = s.x[stage] + warpgroup * 64 * kStepBytes;
-    if constexpr (kFp8) {
-      multiply<true>(part, x, s.w[stage], true);
-      const float scale[2] = {x_scale[0] * w_scale, x_scale[1] * w_scale};
-      if (k + 1 < a.k_steps) load_scales(k + 1);
-      wgmma_wait<0>();
-      pin_registers(part);
-      release(&s.empty[stage]);
-#pragma unroll
-      for (int i = 0; i < 64; ++i) sum[i] += part[i] * scale[i / 2 % 2];
-    } else {
-      multiply<false>(sum, x, s.w[stage], false);
-      // The step before is done: its stage can be filled again.
-      wgmma_wait<1>();
-      if (k > 0) release(&s.empty[(k - 1) % kStages]);
-    }
-  }
-  if constexpr (!kFp8) wgmma_wait<0>();
-  pin_registers(sum);
-#pragma unroll
-  for (int j = 0; j < 16; ++j) {
-    const int n = column + j * 8 + lane % 4 * 2;
-    if (n >= a.n) continue;
-    if (in[0]) store_pair(a, row, tile.group, n, sum[4 * j], sum[4 * j + 1]);
-    if (in[1]) store_pair(a, row + 8, tile.group, n, sum[4 * j + 2], sum[4 * j + 3]);
-  }
-  cluster_sync();  // the other block may still arrive at barriers here
+  if constexpr (kRows == 128) take_registers<232>();  // with 64 rows there are enough
+  consume<kFp8, kRows, kStages>(s, a, tile, place, warpgroup);
 }
 
 int64_t row_tiles_of(const TensorGemm& g, int rows) {
@@ -199,7 +249,7 @@ int64_t row_tiles_of(const TensorGemm& g, int rows) {
 template <bool kFp8, int kRows, int kStages>
 void launch(const Context& ctx, const TensorGemm& g, Args& args, const Places& places) {
   const int64_t bytes = kFp8 ? 1 : 2;
-  MatrixMap x{g.x, g.dtype, g.x_row_stride, g.rows, 1, g.x_row_stride * bytes, 0, kRows / 2};
+  MatrixMap x{g.x, g.dtype, g.x_row_stride, g.rows, 1, g.x_row_stride * bytes, 0, kRows};
   MatrixMap w{g.w, g.dtype, g.k, g.n, g.num_places, g.k * bytes, g.place_bytes, kColumns};
   const size_t shared = sizeof(Shared<kRows, kStages>) + 1024;
   const auto kernel = tensor_gemm_kernel<kFp8, kRows, kStages>;
@@ -207,10 +257,10 @@ void launch(const Context& ctx, const TensorGemm& g, Args& args, const Places& p
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   CHECK(raised == cudaSuccess);
   args.row_tiles = int32_t(row_tiles_of(g, kRows));
-  args.columns = int32_t(ceil_div(g.n, 2 * kColumns) * 2);
+  args.columns = int32_t(ceil_div(g.n, kColumns));
   args.band_rows = std::min(args.row_tiles, kFp8 ? kBandRows : kBandRows / 2);
-  launch_pairs(ctx, kernel, args.row_tiles * args.columns, {kRows * 2 + 128, shared}, make_tensor_map(x),
-               make_tensor_map(w), args, places);
+  kernel<<<unsigned(args.row_tiles * args.columns), kRows * 2 + 128, shared, stream_of(ctx)>>>(
+      make_tensor_map(x), make_tensor_map(w), args, places);
   check_launch(ctx, g.name);
 }
 
