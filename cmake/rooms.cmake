@@ -1,10 +1,24 @@
 # tandem_room(NAME [NO_UNITY] [USES rooms...] [LINKS libraries...])
-# One static library per room from src/NAME/**/*.cc, linked to exactly the rooms it may see. A room's own CMakeLists.txt
-# may add source properties (instruction sets) afterwards. The sanitizer presets compile a room's sources in a few unity
-# files, which takes a third of the time; NO_UNITY exempts a room whose sources define the same private names.
+# One static library per room from src/NAME/**/*.cc (and cuda/*.cu), linked to exactly the rooms it may see. A room's
+# own CMakeLists.txt may add source properties (instruction sets) afterwards. The sanitizer presets compile a room's
+# sources in a few unity files, which takes a third of the time; NO_UNITY exempts a room whose sources define the same
+# private names.
 function(tandem_room name)
   cmake_parse_arguments(ROOM "NO_UNITY" "" "USES;LINKS" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
+  # A folder named cuda holds the GPU's side of the room and one stub.cc that stands for it in a build without CUDA.
+  file(GLOB_RECURSE stubs CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cuda/stub.cc)
+  if(TANDEM_CUDA)
+    file(GLOB_RECURSE device_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cuda/*.cu)
+    list(APPEND sources ${device_sources})
+    if(stubs)
+      list(REMOVE_ITEM sources ${stubs})
+    endif()
+  elseif(stubs)
+    file(GLOB_RECURSE device_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cuda/*.cc)
+    list(REMOVE_ITEM sources ${device_sources})
+    list(APPEND sources ${stubs})
+  endif()
   if(NOT sources)
     add_library(tandem_${name} INTERFACE)
     set(scope INTERFACE)
@@ -20,6 +34,9 @@ function(tandem_room name)
     target_link_libraries(tandem_${name} ${scope} tandem_${used})
   endforeach()
   target_link_libraries(tandem_${name} ${scope} ${ROOM_LINKS})
+  if(TANDEM_CUDA AND stubs)
+    target_link_libraries(tandem_${name} PUBLIC CUDA::cudart_static)
+  endif()
 endfunction()
 
 add_custom_target(asan_tests)

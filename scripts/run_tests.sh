@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Builds and runs the default suite: everything in release, then the tests labelled asan and tsan under those sanitizers.
-#   scripts/run_tests.sh [release|asan|tsan|long]...      default: release asan tsan; long: the tests left out of those
+#   scripts/run_tests.sh [release|asan|tsan|cuda|long]...      default: release asan tsan cuda; long: the tests left out
+# cuda: compiles and links the GPU's kernels where nvcc is, and runs their tests, which a machine without a GPU skips.
 # All parts run even if one fails. The last line says 'N passed, N failed'; JUnit files lie in build/<preset>/tests.xml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 jobs=${JOBS:-$(nproc)}
 parts=("$@")
-((${#parts[@]})) || parts=(release asan tsan)
+((${#parts[@]})) || parts=(release asan tsan cuda)
 build_failed=0
 
 export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
@@ -41,8 +42,14 @@ for part in "${parts[@]}"; do
     release) run release all -LE '^(long|gpu)$' ;;
     asan) run asan asan_tests -L '^asan$' -LE '^(long|gpu)$' ;;
     tsan) run tsan tsan_tests -L '^tsan$' -LE '^(long|gpu)$' ;;
+    cuda)
+      if ! command -v nvcc >/dev/null && [[ ! -x /usr/local/cuda/bin/nvcc ]]; then
+        echo "== cuda: there is no nvcc here: skipped"
+        continue
+      fi
+      run cuda kernels_gpu_test -R '^kernels_gpu_test$' ;;
     long) run release all -L '^long$' ; part=release ;;
-    *) echo "run_tests: unknown part '$part'; known: release asan tsan long" >&2; exit 2 ;;
+    *) echo "run_tests: unknown part '$part'; known: release asan tsan cuda long" >&2; exit 2 ;;
   esac
   files+=("build/$part/tests.xml")
 done

@@ -20,6 +20,7 @@ constexpr Command kCommands[] = {
     {"bench_one_batch_server", run_bench_one_batch, "load client: one batch in one request"},
     {"reproduce", run_reproduce, "measure, profile, rebalance, measure again: a report with a verdict"},
     {"slow_down", run_slow_down, "make decode servers sleep before each step, so that requests collect"},
+    {"bench_rank", run_bench_rank, "one rank of an emulated expert-parallel group on one GPU"},
     {"model", run_model, "inspect a checkpoint: model show DIR"},
     {"profile", run_profile, "record steps on servers; profile show FILE: a trace per operator"},
     {"experts", run_experts, "plan expert placements, show loads; record, stop, dump on running servers"},

@@ -17,6 +17,7 @@ int run_router(Args args);
 int run_mini_lb(Args args);  // the old load balancer's spelling: port 8000, random policy
 int run_bench_serving(Args args);
 int run_bench_one_batch(Args args);
+int run_bench_rank(Args args);
 int run_up(Args args);
 int run_reproduce(Args args);
 int run_model(Args args);

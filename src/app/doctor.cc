@@ -15,6 +15,7 @@
 #include "app/resolve.h"
 #include "app/server_flags.h"
 #include "app/signals.h"
+#include "device/gpu.h"
 #include "model/model.h"
 #include "transport/transport.h"
 
@@ -64,7 +65,7 @@ class Doctor {
     }
     check_devices();
     for (Finding& finding : check_machine(machine_facts())) findings_.push_back(std::move(finding));
-    findings_.push_back({"GPU", Verdict::kOk, "this build has no CUDA: ranks run on the CPU", ""});
+    check_gpu();
     check_nodes();
     check_peers();
     check_instances();
@@ -109,7 +110,13 @@ class Doctor {
   void check_memory() {
     const bool given = config_.flags.has("num_threads");
     const int threads = given ? int(config_.flags.integer("num_threads")) : num_usable_cpus();
-    const Result<MemoryPlan> plan = plan_memory(config_, threads, available_memory_bytes());
+    int64_t free_bytes = available_memory_bytes();
+    if (is_cuda(config_.backend)) {
+      const Result<device::GpuInfo> gpu = device::find_gpu(0);
+      if (!gpu) return;  // check_gpu() says so
+      free_bytes = gpu->free_bytes;
+    }
+    const Result<MemoryPlan> plan = plan_memory(config_, threads, free_bytes);
     if (!plan) {
       return fail("memory", plan.error().message,
                   "lower --max-total-tokens, --max-running-requests or --chunked-prefill-size");
@@ -117,6 +124,18 @@ class Doctor {
     std::string sum = plan->lines.back();
     for (size_t at; (at = sum.find("  ")) != std::string::npos;) sum.erase(at, 1);
     findings_.push_back({"memory", Verdict::kOk, sum, ""});
+  }
+
+  void check_gpu() {
+    if (!is_cuda(config_.backend)) {
+      const char* const found = device::built_with_cuda() ? "ranks run on the CPU; --device cuda would take a GPU"
+                                                          : "this build has no CUDA: ranks run on the CPU";
+      return findings_.push_back({"GPU", Verdict::kOk, found, ""});
+    }
+    const Result<device::GpuInfo> gpu = device::find_gpu(0);
+    if (!gpu) return fail("GPU", gpu.error().message, "leave --device cuda out, or fix what is named");
+    findings_.push_back(
+        {"GPU", Verdict::kOk, fmt::format("{}, {:.1f} GB free", gpu->name, double(gpu->free_bytes) / 1e9), ""});
   }
 
   void add_port(const std::string& what, const std::string& flag, const std::string& host, int64_t port) {

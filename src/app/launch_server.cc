@@ -12,6 +12,7 @@
 #include "app/server_process.h"
 #include "app/signals.h"
 #include "base/log.h"
+#include "device/gpu.h"
 
 namespace tandem::app {
 namespace {
@@ -29,6 +30,13 @@ log::Level log_level(const std::string& name) {
 
 // Instruction set: what was asked for, if this CPU has it; else the best there is, or the plain loops.
 Status choose_kernels(ResolvedConfig& config) {
+  if (is_cuda(config.backend)) {
+    ASSIGN_OR_RETURN(const device::GpuInfo gpu, device::find_gpu(0));
+    log::info("GPU {}: {}, {} multiprocessors, {:.2f} of {:.2f} GB free", gpu.index, gpu.name,
+              gpu.num_multiprocessors, double(gpu.free_bytes) / 1e9, double(gpu.total_bytes) / 1e9);
+    if (!config.isa_given) config.isa = kernels::best_isa();  // tokens are drawn on the CPU
+    return Ok{};
+  }
   if (config.backend == kernels::Backend::kRef) return Ok{};
   if (!config.isa_given && kernels::cpu_supports(kernels::Isa::kAvx2)) {
     config.isa = kernels::best_isa();

@@ -200,7 +200,7 @@ Status NodeRanksImpl::load() {
   const int32_t num_ranks = config_.num_ranks;
   const parallel::ExchangeShape shape = model::exchange_shape(config_.model, options);
   std::vector<std::unique_ptr<parallel::ExpertExchange>> exchanges;
-  if (shape.top_k > 0) {
+  if (shape.top_k > 0 && !is_cuda(config_.backend)) {
     ASSIGN_OR_RETURN(exchanges, this->exchanges(shape));
   }
   std::vector<std::unique_ptr<parallel::AttentionGroup>> seats = parallel::make_attention_groups(
@@ -214,6 +214,12 @@ Status NodeRanksImpl::load() {
     rank.clock = parts_.clock;
     rank.spans = recorders.emplace_back(std::make_unique<profile::Recorder>(*parts_.clock)).get();
     if (config_.attn_tp_size > 1) rank.attention = std::move(seats[size_t(i)]);
+    if (is_cuda(config_.backend)) {
+      ASSIGN_OR_RETURN(device::Stream stream, device::Stream::create());
+      rank.stream = std::make_shared<const device::Stream>(std::move(stream));
+      if (shape.top_k > 0) rank.exchange = parallel::make_gpu_exchange(shape, config_.backend, rank.stream);
+      continue;
+    }
     if (shape.top_k > 0) rank.exchange = std::move(exchanges[size_t(i)]);
   }
   ASSIGN_OR_RETURN(std::vector<std::unique_ptr<model::Model>> models,
@@ -236,7 +242,7 @@ void NodeRanksImpl::add_rank(std::unique_ptr<model::Model> model, std::unique_pt
     rank.cache = ranks_[size_t(number) - 1]->cache;
     rank.plans = ranks_[size_t(number) - 1]->plans;
   } else {
-    rank.cache = std::make_shared<kv::KvStorage>(device::Device::kCpu, layout());
+    rank.cache = std::make_shared<kv::KvStorage>(device_of(config_.backend), layout());
     if (config_.attn_tp_size > 1) rank.plans = std::make_shared<engine::PlanBoard>();
   }
   if (model::ExpertSlots* slots = rank.model->expert_slots()) {
@@ -325,13 +331,14 @@ Status NodeRanksImpl::build_engine(size_t index, std::unique_ptr<parallel::Commu
   parts.clock = parts_.clock;
   parts.model = rank.model.get();
   parts.kernels.backend = config_.backend;
+  parts.kernels.stream = rank.model->stream();
   parts.kernels.isa = config_.isa;
   parts.kernels.pool = &rank.sample_pool;
   parts.kernels.spans = rank.spans.get();
   parts.spans = rank.spans.get();
   parts.transfer_spans = rank.transfer ? &rank.transfer_spans : nullptr;
   parts.traces = &traces_;
-  rank.sample_workspace.emplace(device::Device::kCpu,
+  rank.sample_workspace.emplace(device_of(config_.backend),
                                 kernels::sample_workspace_bytes(parts.kernels, config_.model.vocab_size));
   parts.kernels.workspace = &*rank.sample_workspace;
   parts.cache = &*rank.cache;

@@ -7,6 +7,7 @@
 #include "app/devices.h"
 #include "app/embedded_model.h"
 #include "app/resolve_experts.h"
+#include "app/resolve_gpu.h"
 #include "app/server_flags.h"
 #include "app/slurm.h"
 #include "model/model.h"
@@ -149,12 +150,31 @@ struct Resolver {
 
   void resolve_device() {
     const std::string device = flags.text("device");
-    if (device != "auto" && device != "cpu") config.refusals.push_back("--device " + device);
-    config.backend = flags.text("kernel_backend") == "ref" ? kernels::Backend::kRef : kernels::Backend::kCpu;
+    const std::string backend = flags.text("kernel_backend");
+    if (device == "cuda") {
+      config.backend = backend == "tensor" ? kernels::Backend::kCuda : kernels::Backend::kCudaF32;
+      if (backend == "cpu" || backend == "ref") fault("--kernel-backend {} runs on the CPU only", backend);
+      if (backend == "tensor") resolve_tensor_cores();
+      refuse_on_gpu(config);
+    } else {
+      if (device != "auto" && device != "cpu") config.refusals.push_back("--device " + device);
+      if (backend == "tensor" || backend == "f32") fault("--kernel-backend {} needs --device cuda", backend);
+      config.backend = backend == "ref" ? kernels::Backend::kRef : kernels::Backend::kCpu;
+    }
     const std::string isa = flags.text("cpu_isa");
     config.isa_given = isa != "auto";
     if (isa == "avx512") config.isa = kernels::Isa::kAvx512;
     if (isa == "avx512_bf16") config.isa = kernels::Isa::kAvx512Bf16;
+  }
+
+  // Their attention reads a bf16 cache in blocks of eight tokens or more.
+  void resolve_tensor_cores() {
+    if (flags.text("kv_cache_dtype") == "auto") config.kv_dtype = device::DType::kBF16;
+    if (!flags.given("page_size")) flags.set("page_size", 64);
+    const int64_t page = flags.integer("page_size");
+    if (page % 64 != 0 && page != 8 && page != 16 && page != 32) {
+      fault("--page-size {}: --kernel-backend tensor takes 8, 16, 32 and multiples of 64", page);
+    }
   }
 
   void resolve_parallel() {

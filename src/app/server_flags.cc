@@ -133,7 +133,7 @@ constexpr Flag kFlags[] = {
     {"--attention-backend", kString, nullptr, kAttention, kHarmless, "there is one per device"},
     {"--prefill-attention-backend", kString, nullptr, kAttention, kHarmless, "there is one per device"},
     {"--decode-attention-backend", kString, nullptr, kAttention, kHarmless, "there is one per device"},
-    {"--device", kString, "auto", "auto|cpu|cuda|xpu|hpu|npu", kWorks, "cpu in this build"},
+    {"--device", kString, "auto", "auto|cpu|cuda|xpu|hpu|npu", kWorks, "cuda: needs a build with the preset cuda"},
     // Speculative decoding.
     {"--speculative-algorithm", kString, nullptr, "EAGLE|EAGLE3|NEXTN|STANDALONE|NGRAM", kLater, "speculation"},
     {"--speculative-draft-model-path,--speculative-draft-model", kString, nullptr, nullptr, kLater, "draft model"},
@@ -156,7 +156,8 @@ constexpr Flag kFlags[] = {
     {"--config", kString, nullptr, nullptr, kWorks, "YAML file of flags; the command line wins"},
     {"--check-config", kSwitch, nullptr, nullptr, kWorks, "print the resolved configuration as JSON and exit"},
     {"--num-threads", kInt, nullptr, nullptr, kWorks, "CPU threads of the rank (default: all cores)"},
-    {"--kernel-backend", kString, "cpu", "cpu|ref", kWorks, "ref: the plain f32 oracle"},
+    {"--kernel-backend", kString, "auto", "auto|cpu|ref|f32|tensor", kWorks,
+     "ref: the plain f32 oracle; --device cuda: f32 throughout, or tensor cores"},
     {"--cpu-isa", kString, "auto", kIsaNames, kWorks, "instruction set of the CPU kernels"},
     {"--eplb-spare-slots", kInt, nullptr, nullptr, kWorks,
      "expert places per rank kept free for moves (--enable-eplb: 8)"},

@@ -12,6 +12,7 @@
 #include "app/nodes.h"
 #include "app/signals.h"
 #include "base/log.h"
+#include "device/gpu.h"
 #include "net/http_server.h"
 #include "server/server.h"
 
@@ -88,7 +89,12 @@ class ProcessImpl final : public ServerProcess {
 
 Status ProcessImpl::build() {
   num_threads_ = config_.flags.has("num_threads") ? int(config_.flags.integer("num_threads")) : num_usable_cpus();
-  ASSIGN_OR_RETURN(MemoryPlan plan, plan_memory(config_, num_threads_, available_memory_bytes()));
+  int64_t free_bytes = available_memory_bytes();
+  if (is_cuda(config_.backend)) {
+    ASSIGN_OR_RETURN(const device::GpuInfo gpu, device::find_gpu(0));
+    free_bytes = gpu.free_bytes;
+  }
+  ASSIGN_OR_RETURN(MemoryPlan plan, plan_memory(config_, num_threads_, free_bytes));
   for (const std::string& line : plan.lines) log::info("{}", line);
   ASSIGN_OR_RETURN(const auto nodes, meet_nodes(config_, plan, clock_));
   settle_engine(config_, plan);

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <utility>
 
+#include "device/gpu.h"
+
 namespace tandem::device {
 namespace {
 
@@ -19,8 +21,11 @@ size_t round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 }  // namespace
 
 Buffer::Buffer(Device device, size_t bytes) : bytes_(bytes), device_(device) {
-  CHECK(device == Device::kCpu);  // GPU memory comes with the CUDA build
   if (bytes == 0) return;
+  if (device != Device::kCpu) {
+    data_ = device == Device::kCuda ? gpu_allocate(bytes) : gpu_allocate_pinned(bytes);
+    return;
+  }
   const bool huge = bytes >= kHugePage;
   const size_t alignment = huge ? kHugePage : kLine;
   const size_t allocated = round_up(bytes, kLine);
@@ -36,7 +41,7 @@ Buffer::Buffer(Buffer&& other) noexcept
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   if (this != &other) {
-    std::free(data_);
+    release();
     data_ = std::exchange(other.data_, nullptr);
     bytes_ = std::exchange(other.bytes_, 0);
     device_ = other.device_;
@@ -44,7 +49,28 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   return *this;
 }
 
-Buffer::~Buffer() { std::free(data_); }
+Buffer::~Buffer() { release(); }
+
+void Buffer::release() {
+  if (data_ == nullptr) return;
+  switch (device_) {
+    case Device::kCpu: return std::free(data_);
+    case Device::kCuda: return gpu_free(data_);
+    case Device::kPinned: return gpu_free_pinned(data_);
+  }
+}
+
+Buffer move_to(Device device, Buffer buffer) {
+  if (buffer.device() == device) return buffer;
+  Buffer moved(device, buffer.bytes());
+  copy_bytes(moved.data(), buffer.data(), buffer.bytes());
+  return moved;
+}
+
+void copy_bytes(void* to, const void* from, size_t bytes) {
+  if (bytes == 0) return;
+  built_with_cuda() ? gpu_copy(to, from, bytes) : static_cast<void>(std::memcpy(to, from, bytes));
+}
 
 std::byte* Arena::take(size_t bytes) {
   const size_t rounded = round_up(bytes, kLine);

@@ -1,5 +1,5 @@
-// Buffer owns aligned memory of a device (64 bytes on the CPU, huge pages advised from 2 MiB, zero-filled).
-// Move-only. Allocation failure ends the process: sizes are planned before they are allocated.
+// Buffer owns aligned memory of a device (64 bytes on the CPU, 256 on a GPU; zero-filled; huge pages advised from 2
+// MiB). Move-only. Allocation failure ends the process: sizes are planned before they are allocated.
 #pragma once
 
 #include <cstddef>
@@ -22,10 +22,17 @@ class Buffer {
   Device device() const { return device_; }
 
  private:
+  void release();
+
   void* data_ = nullptr;
   size_t bytes_ = 0;
   Device device_ = Device::kCpu;
 };
+
+// The same bytes in memory of another device; the buffer itself where it lies there already.
+Buffer move_to(Device device, Buffer buffer);
+// Copies between any two places, GPU memory included; done when it returns.
+void copy_bytes(void* to, const void* from, size_t bytes);
 
 // Many small things that live equally long, side by side on huge pages (a small buffer of its own would lie on small
 // ones). Memory comes in chunks and is given back all at once. Zero-filled. One owner thread.

@@ -12,7 +12,8 @@
 
 namespace tandem::device {
 
-enum class Device : uint8_t { kCpu, kCuda };
+// kPinned: the CPU's memory, where a GPU copies to and from without a detour.
+enum class Device : uint8_t { kCpu, kCuda, kPinned };
 
 // Row-major and contiguous, up to four dimensions.
 class TensorView {

@@ -41,7 +41,8 @@ class RankEngine final : public Engine {
  public:
   RankEngine(const EngineConfig& config, const EngineParts& parts, std::function<void(api::EngineEvent)> sink)
       : core_(config, parts, std::move(sink)),
-        batch_(forward_limits(config), parts.model->config().vocab_size, config.block_tokens),
+        batch_(forward_limits(config), parts.model->config().vocab_size, config.block_tokens,
+               device_of(parts.kernels.backend)),
         sampler_(forward_limits(config).max_logit_rows),
         pace_(config.log_scope),
         commands_(kCommandQueue) {
@@ -294,9 +295,11 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
   ExpertPort* const experts = core_.parts.experts;
   if (experts) experts->before_forward(forward);
   with_worker([&](auto& worker) { worker.before_forward(batch_); });
-  const Status done = core_.parts.model->forward(forward, *core_.parts.cache, [this](int32_t layer) {
-    with_worker([&](auto& worker) { worker.layer_done(batch_, layer); });
-  });
+  std::function<void(int32_t)> layer_done;  // only prefill servers announce layers, and on a GPU that means waiting
+  if (core_.config.role == Role::kPrefill) {
+    layer_done = [this](int32_t layer) { with_worker([&](auto& worker) { worker.layer_done(batch_, layer); }); };
+  }
+  const Status done = core_.parts.model->forward(forward, *core_.parts.cache, layer_done);
   if (!done) {
     leave_batch();
     return lose_group(done.error().message);

@@ -52,6 +52,7 @@ struct KvUpWeights {
   PackedWeight expand;                 // [heads*(nope+v), kv_lora]: prefill expands latents to keys and values
   std::vector<PackedWeight> absorb_k;  // per head, outputs kv_lora, inputs nope: q_latent = W_uk^T q_nope
   std::vector<PackedWeight> absorb_v;  // per head, outputs v, inputs kv_lora
+  // On a GPU each of the two holds one weight: the heads' stacked, widened with their scales.
 };
 KvUpWeights pack_kv_up(Backend backend, Isa isa, const MlaShape& shape, const RawWeight& kv_b_proj);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "base/check.h"
@@ -31,9 +32,30 @@ std::vector<int32_t> find_segments(const std::vector<RawWeight>& stacked, int64_
   return cuts;
 }
 
+// Whether every part of the stack begins at a border of scale blocks, of its own matrix and of the stack.
+bool is_block_aligned(const std::vector<RawWeight>& stacked) {
+  int64_t n = 0;
+  for (const RawWeight& w : stacked) {
+    if (n % kScaleBlock != 0 || w.row_offset % kScaleBlock != 0 || w.col_offset % kScaleBlock != 0) return false;
+    n += raw_outputs(w);
+  }
+  return true;
+}
+
+// Type of the packed values on a GPU: what cannot keep its scale blocks is widened.
+DType packed_gpu_dtype(Backend backend, const std::vector<RawWeight>& stacked) {
+  const DType wide = backend == Backend::kCudaF32 ? DType::kF32 : DType::kBF16, first = stacked[0].dtype;
+  for (const RawWeight& w : stacked) {
+    if (w.dtype != first) return wide;
+  }
+  if (first == DType::kF8E4M3) return is_block_aligned(stacked) ? first : wide;
+  return first == DType::kBF16 ? first : wide;
+}
+
 // Type of the packed values. A stack of mixed types, and on kCpu an FP8 view whose scale blocks begin at odd inputs
 // (no model of the family has one), is widened: exact in f32, rounded to bf16 on kCpu.
 DType packed_dtype(Backend backend, const std::vector<RawWeight>& stacked, const std::vector<int32_t>& segments) {
+  if (is_cuda(backend)) return packed_gpu_dtype(backend, stacked);
   const DType wide = backend == Backend::kRef ? DType::kF32 : DType::kBF16;
   const DType first = stacked[0].dtype;
   for (const RawWeight& w : stacked) {
@@ -65,7 +87,8 @@ void run_linear(const Context& ctx, TensorView x, const PackedWeight& w, TensorV
   switch (ctx.backend) {
     case Backend::kRef: return ref::linear(ctx, x, w, y, add);
     case Backend::kCpu: return cpu::linear(ctx, x, w, y, add);
-    case Backend::kCuda: return cuda::linear(ctx, x, w, y, add);
+    case Backend::kCuda:
+    case Backend::kCudaF32: return cuda::linear(ctx, x, w, y, add);
   }
 }
 
@@ -92,7 +115,7 @@ void PackedWeight::copy_to(std::byte* memory) const {
   CHECK(impl_ != nullptr);
   CHECK(reinterpret_cast<uintptr_t>(memory) % kLine == 0);
   for (const WeightBytes* part : {&impl_->values, &impl_->scales}) {
-    if (part->bytes() > 0) std::memcpy(memory, part->data(), part->bytes());
+    device::copy_bytes(memory, part->data(), part->bytes());
     memory += whole_lines(part->bytes());
   }
 }
@@ -141,7 +164,17 @@ float raw_value(const RawWeight& w, int64_t n, int64_t k) {
   return 0;
 }
 
+PackedWeight pack_any(Backend backend, Isa isa, const std::vector<RawWeight>& stacked, std::optional<DType> type);
+
 PackedWeight pack(Backend backend, Isa isa, const std::vector<RawWeight>& stacked) {
+  return pack_any(backend, isa, stacked, std::nullopt);
+}
+
+PackedWeight pack_widened(Backend backend, Isa isa, const std::vector<RawWeight>& stacked, DType type) {
+  return pack_any(backend, isa, stacked, type);
+}
+
+PackedWeight pack_any(Backend backend, Isa isa, const std::vector<RawWeight>& stacked, std::optional<DType> type) {
   CHECK(!stacked.empty());
   PackedWeight packed;
   packed.impl_ = std::make_unique<PackedWeight::Impl>();
@@ -159,14 +192,15 @@ PackedWeight pack(Backend backend, Isa isa, const std::vector<RawWeight>& stacke
     impl.n += raw_outputs(w);
   }
   impl.segments = scaled ? find_segments(stacked, impl.k) : std::vector<int32_t>{0, int32_t(impl.k)};
-  impl.dtype = packed_dtype(backend, stacked, impl.segments);
+  impl.dtype = type ? *type : packed_dtype(backend, stacked, impl.segments);
   if (impl.dtype != DType::kF8E4M3) impl.segments = {0, int32_t(impl.k)};
   packed.rows_ = impl.n;
   packed.cols_ = impl.k;
   switch (backend) {
     case Backend::kRef: ref::pack_into(impl, stacked); break;
     case Backend::kCpu: cpu::pack_into(impl, stacked); break;
-    case Backend::kCuda: cuda::pack_into(impl, stacked); break;
+    case Backend::kCuda:
+    case Backend::kCudaF32: cuda::pack_into(impl, stacked); break;
   }
   return packed;
 }
@@ -182,7 +216,8 @@ size_t linear_workspace_bytes(const Context& ctx, int64_t max_rows, int64_t n, i
   switch (ctx.backend) {
     case Backend::kRef: return ref::linear_workspace_bytes(ctx, max_rows, n, k);
     case Backend::kCpu: return cpu::linear_workspace_bytes(ctx, max_rows, n, k);
-    case Backend::kCuda: return cuda::linear_workspace_bytes(ctx, max_rows, n, k);
+    case Backend::kCuda:
+    case Backend::kCudaF32: return cuda::linear_workspace_bytes(ctx, max_rows, n, k);
   }
   return 0;
 }

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "device/buffer.h"
@@ -53,7 +54,7 @@ class PackedWeight {
   const Impl* impl() const { return impl_.get(); }
 
  private:
-  friend PackedWeight pack(Backend, Isa, const std::vector<RawWeight>&);
+  friend PackedWeight pack_any(Backend, Isa, const std::vector<RawWeight>&, std::optional<device::DType>);
   int64_t rows_ = 0, cols_ = 0;
   std::unique_ptr<Impl> impl_;
 };

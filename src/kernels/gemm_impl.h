@@ -12,7 +12,8 @@ namespace tandem::kernels {
 // Columns of a panel in the cpu backend's layout.
 inline constexpr int64_t kPanel = 32;
 
-// Bytes of a weight: its own buffer right after packing, a place in the caller's memory after PackedWeight::place().
+// Bytes of a weight: its own buffer (in the CPU's memory also for a GPU) right after packing, a place in the caller's
+// memory after PackedWeight::place().
 class WeightBytes {
  public:
   WeightBytes() = default;
@@ -33,6 +34,7 @@ class WeightBytes {
 // kRef: values [N, K] row-major in `dtype`; scales [N, segments].
 // kCpu: values in panels of 32 outputs, kF8E4M3 [ceil(N/32)][2 ceil(K/2)][32] or kBF16 [ceil(N/32)][ceil(K/2)][32
 // outputs x 2 inputs]; scales [panels][segments][scale_width], times 2^8. Padding outputs and inputs are zero.
+// GPU backends: values [N, K] row-major; kF8E4M3 has scales [ceil(N/128)][ceil(K/128)], as the checkpoint has them.
 // Segments cut K where the 128-blocks of the checkpoint do, in the view's own coordinates: within one segment an
 // output has one scale. bf16 and f32 have one segment and no scales.
 struct PackedForm {
@@ -52,6 +54,9 @@ struct PackedWeight::Impl : PackedForm {
   WeightBytes values;
   WeightBytes scales;
 };
+
+// As pack, in one type whatever the stack holds: f32 exactly, bf16 rounded.
+PackedWeight pack_widened(Backend backend, Isa isa, const std::vector<RawWeight>& stacked, device::DType type);
 
 // Element access to a raw weight seen as [outputs, inputs].
 int64_t raw_outputs(const RawWeight& w);

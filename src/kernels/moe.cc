@@ -30,7 +30,8 @@ void gate(const Context& ctx, const GateConfig& config, TensorView x, TensorView
   switch (ctx.backend) {
     case Backend::kRef: return ref::gate(ctx, config, x, weight, bias, ids, weights);
     case Backend::kCpu: return cpu::gate(ctx, config, x, weight, bias, ids, weights);
-    case Backend::kCuda: return cuda::gate(ctx, config, x, weight, bias, ids, weights);
+    case Backend::kCuda:
+    case Backend::kCudaF32: return cuda::gate(ctx, config, x, weight, bias, ids, weights);
   }
 }
 
@@ -40,6 +41,10 @@ void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::sp
   CHECK(x.rank() == 2 && y.rank() == 2 && x.dim(1) == y.dim(1) && intermediate > 0);
   CHECK(x.dtype() == ctx.act_dtype() && y.dtype() == DType::kF32 && y.dim(0) == int64_t(sort.row_token.size()));
   CHECK(experts.size() + 1 == sort.slot_begin.size());
+  if (is_cuda(ctx.backend)) {
+    const profile::OpSpan span(ctx.spans, "grouped_mlp");  // which slots have rows is known on the GPU only
+    return cuda::grouped_mlp(ctx, x, sort, experts, intermediate, y);
+  }
   for (size_t slot = 0; slot < experts.size(); ++slot) {
     if (sort.slot_begin[slot] == sort.slot_begin[slot + 1]) continue;
     CHECK(experts[slot] != nullptr);
@@ -59,7 +64,8 @@ void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::sp
   switch (ctx.backend) {
     case Backend::kRef: return ref::grouped_mlp(ctx, x, sort, experts, intermediate, y);
     case Backend::kCpu: return cpu::grouped_mlp(ctx, x, sort, experts, intermediate, y);
-    case Backend::kCuda: return cuda::grouped_mlp(ctx, x, sort, experts, intermediate, y);
+    case Backend::kCuda:
+    case Backend::kCudaF32: break;  // above
   }
 }
 
@@ -72,8 +78,22 @@ void combine(const Context& ctx, std::span<const float* const> rows, TensorView 
   switch (ctx.backend) {
     case Backend::kRef: return ref::combine(ctx, rows, weights, out);
     case Backend::kCpu: return cpu::combine(ctx, rows, weights, out);
-    case Backend::kCuda: return cuda::combine(ctx, rows, weights, out);
+    case Backend::kCuda:
+    case Backend::kCudaF32: return cuda::combine(ctx, rows, weights, out);
   }
+}
+
+void choose_slots(const Context& ctx, const SlotChoice& choice, TensorView ids, int32_t* counts) {
+  CHECK(is_cuda(ctx.backend));
+  CHECK(ids.rank() == 2 && ids.dtype() == DType::kI32);
+  CHECK(choice.begin != nullptr && choice.slot != nullptr && choice.upto != nullptr);
+  cuda::choose_slots(ctx, choice, ids, counts);
+}
+
+void sort_by_slot(const Context& ctx, TensorView slots, int32_t num_slots, const GpuSlotSort& sort) {
+  CHECK(is_cuda(ctx.backend));
+  CHECK(slots.rank() == 2 && slots.dtype() == DType::kI32 && num_slots > 0);
+  cuda::sort_by_slot(ctx, slots, num_slots, sort);
 }
 
 size_t moe_workspace_bytes(const Context& ctx, int64_t max_rows, int32_t top_k, int32_t num_slots, int64_t hidden,
@@ -83,7 +103,8 @@ size_t moe_workspace_bytes(const Context& ctx, int64_t max_rows, int32_t top_k, 
   switch (ctx.backend) {
     case Backend::kRef: return scores + ref::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
     case Backend::kCpu: return scores + cpu::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
-    case Backend::kCuda: return scores + cuda::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
+    case Backend::kCuda:
+    case Backend::kCudaF32: return scores + cuda::moe_workspace_bytes(ctx, max_rows, top_k, hidden, intermediate);
   }
   return 0;
 }

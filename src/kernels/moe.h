@@ -54,6 +54,33 @@ void grouped_mlp(const Context& ctx, device::TensorView x, const SlotSort& sort,
 void combine(const Context& ctx, std::span<const float* const> rows, device::TensorView weights,
              device::TensorView out);
 
+// GPU backends only; on the CPU the model and the exchange do the same on the host.
+
+// Where tokens of a layer go: expert e to the slots slot[begin[e]] up to slot[begin[e + 1] - 1], by cumulative share
+// (experts::LayerDispatch). seed and first_token give each (token, choice) its draw.
+struct SlotChoice {
+  const int32_t* begin = nullptr;  // [num_experts + 1]
+  const int32_t* slot = nullptr;
+  const int32_t* upto = nullptr;
+  int32_t num_experts = 0;
+  uint64_t seed = 0;
+  int64_t first_token = 0;
+  bool fakes_routing = false;  // any top_k different experts, evenly
+};
+// ids [T, top_k]: experts become slots in place. counts [num_experts], added to; null: not wanted.
+void choose_slots(const Context& ctx, const SlotChoice& choice, device::TensorView ids, int32_t* counts);
+
+// The (token, choice) pairs sorted by slot, within a slot ascending.
+struct GpuSlotSort {
+  int32_t* slot_begin = nullptr;   // out [num_slots + 1]
+  int32_t* row_token = nullptr;    // out [T * top_k]
+  const float* results = nullptr;  // rows of `width`, sorted
+  int64_t width = 0;
+  const float** result_of = nullptr;  // out [T * top_k]: the row in results of each pair
+};
+// slots [T, top_k], each below num_slots.
+void sort_by_slot(const Context& ctx, device::TensorView slots, int32_t num_slots, const GpuSlotSort& sort);
+
 size_t moe_workspace_bytes(const Context& ctx, int64_t max_rows, int32_t top_k, int32_t num_slots, int64_t hidden,
                            int64_t intermediate);
 

@@ -17,6 +17,9 @@ void embed(const Context& ctx, std::span<const int32_t> ids, device::TensorView 
 void rms_norm(const Context& ctx, device::TensorView x, int64_t x_row_stride, device::TensorView weight, float epsilon,
               device::TensorView y, device::TensorView y_f32);
 
+// y[i] = x[rows[i]].   x [T, H] f32, y [rows, H] f32.
+void gather_rows(const Context& ctx, device::TensorView x, std::span<const int32_t> rows, device::TensorView y);
+
 // y[t, i] = silu(gate_up[t, i]) * gate_up[t, I + i].   gate_up [T, 2I] f32, y [T, I] ctx.act_dtype().
 void swiglu(const Context& ctx, device::TensorView gate_up, device::TensorView y);
 

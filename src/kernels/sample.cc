@@ -15,7 +15,8 @@ void sample(const Context& ctx, device::TensorView logits, std::span<const Sampl
   switch (ctx.backend) {
     case Backend::kRef: return ref::sample(ctx, logits, params, results);
     case Backend::kCpu: return cpu::sample(ctx, logits, params, results);
-    case Backend::kCuda: return cuda::sample(ctx, logits, params, results);
+    case Backend::kCuda:
+    case Backend::kCudaF32: return cuda::sample(ctx, logits, params, results);
   }
 }
 

@@ -9,13 +9,19 @@ namespace tandem::model {
 
 using kernels::ExpertWeights;
 
-ExpertSlots::ExpertSlots(Shape shape, const ExpertWeights& form)
+ExpertSlots::ExpertSlots(Shape shape, const ExpertWeights& form, device::Device device)
     : shape_(std::move(shape)), place_bytes_(form.gate_up.bytes() + form.down.bytes()) {
   const size_t in_use = shape_.expert_layers.size() * size_t(shape_.slots_per_rank);
   const size_t places = in_use + size_t(shape_.num_spares);
-  CHECK(place_bytes_ % sizeof(uint64_t) == 0);
-  slab_ = device::Buffer(device::Device::kCpu, places * (place_bytes_ + sizeof(uint64_t)));
-  digests_ = reinterpret_cast<uint64_t*>(static_cast<std::byte*>(slab_.data()) + places * place_bytes_);
+  if (device == device::Device::kCpu) {
+    CHECK(place_bytes_ % sizeof(uint64_t) == 0);
+    slab_ = device::Buffer(device, places * (place_bytes_ + sizeof(uint64_t)));
+    digests_ = reinterpret_cast<uint64_t*>(static_cast<std::byte*>(slab_.data()) + places * place_bytes_);
+  } else {
+    slab_ = device::Buffer(device, places * place_bytes_);
+    host_digests_.resize(places, 0);
+    digests_ = host_digests_.data();
+  }
   for (size_t i = 0; i < places; ++i) {
     std::byte* at = place(int32_t(i)).data();
     weights_.push_back({form.gate_up.like(at), form.down.like(at + form.gate_up.bytes())});
@@ -33,6 +39,11 @@ std::span<std::byte> ExpertSlots::place(int32_t place) const {
   return {static_cast<std::byte*>(slab_.data()) + size_t(place) * place_bytes_, place_bytes_};
 }
 
+std::span<std::byte> ExpertSlots::slab() const {
+  CHECK(slab_.device() == device::Device::kCpu);
+  return {static_cast<std::byte*>(slab_.data()), slab_.bytes()};
+}
+
 Status ExpertSlots::fill(int32_t place, const ExpertWeights& expert) {
   const ExpertWeights& form = weights_[size_t(place)];
   if (!expert.gate_up.has_form_of(form.gate_up) || !expert.down.has_form_of(form.down)) {
@@ -41,7 +52,7 @@ Status ExpertSlots::fill(int32_t place, const ExpertWeights& expert) {
   const std::span<std::byte> to = this->place(place);
   expert.gate_up.copy_to(to.data());
   expert.down.copy_to(to.data() + expert.gate_up.bytes());
-  digests_[place] = device::digest(to);
+  if (slab_.device() == device::Device::kCpu) digests_[place] = device::digest(to);
   return Ok{};
 }
 

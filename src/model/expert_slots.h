@@ -31,7 +31,7 @@ class ExpertSlots {
     int32_t slots_per_rank = 0, num_spares = 0;
   };
   // form: any packed expert of the model; all of them have its form.
-  ExpertSlots(Shape shape, const kernels::ExpertWeights& form);
+  ExpertSlots(Shape shape, const kernels::ExpertWeights& form, device::Device device = device::Device::kCpu);
   ExpertSlots(const ExpertSlots&) = delete;
   ExpertSlots& operator=(const ExpertSlots&) = delete;
 
@@ -46,11 +46,12 @@ class ExpertSlots {
   }
 
   std::span<std::byte> place(int32_t place) const;
-  // Of the bytes that were put there with fill(), or set by whoever copied them.
+  // Of the bytes that were put there with fill(), or set by whoever copied them; on a GPU only the latter.
   uint64_t digest(int32_t place) const { return digests_[place]; }
   void set_digest(int32_t place, uint64_t digest) { digests_[place] = digest; }
-  // All places and, behind them, their digests: the same offsets on every rank, so that other nodes can read both.
-  std::span<std::byte> slab() const { return {static_cast<std::byte*>(slab_.data()), slab_.bytes()}; }
+  // All places and, behind them, their digests: the same offsets on every rank, so that other nodes can read both. On
+  // the CPU only; a GPU's digests stay in host memory.
+  std::span<std::byte> slab() const;
   int64_t place_bytes() const { return int64_t(place_bytes_); }
   int64_t place_offset(int32_t place) const { return place * int64_t(place_bytes_); }
   int64_t digest_offset(int32_t place) const { return place_offset(num_places()) + place * int64_t(sizeof(uint64_t)); }
@@ -69,7 +70,8 @@ class ExpertSlots {
   size_t place_bytes_ = 0;
   device::Buffer slab_;
   std::vector<kernels::ExpertWeights> weights_;       // by place
-  uint64_t* digests_ = nullptr;                       // by place; the end of the slab
+  std::vector<uint64_t> host_digests_;                // of a slab on a GPU
+  uint64_t* digests_ = nullptr;                       // by place; the end of the slab, or host_digests_
   std::vector<LayerExperts> layers_;                  // by model layer; empty for dense ones
   std::vector<const kernels::ExpertWeights*> table_;  // [num_layers, slots_per_rank]
 };

@@ -125,8 +125,15 @@ Result<std::unique_ptr<Model>> load_model(const LoadOptions& options) {
   ranks[0].num_threads = options.num_threads;
   ranks[0].clock = &clock;
   const parallel::ExchangeShape shape = exchange_shape(config, options);
+  if (is_cuda(options.backend)) {
+    ASSIGN_OR_RETURN(device::Stream stream, device::Stream::create());
+    ranks[0].stream = std::make_shared<const device::Stream>(std::move(stream));
+    if (shape.top_k > 0) ranks[0].exchange = parallel::make_gpu_exchange(shape, options.backend, ranks[0].stream);
+  }
   // Alone, a rank never waits.
-  if (shape.top_k > 0) ranks[0].exchange = std::move(make_local_exchanges(shape, std::chrono::seconds(1), 0)[0]);
+  if (shape.top_k > 0 && !ranks[0].exchange) {
+    ranks[0].exchange = std::move(make_local_exchanges(shape, std::chrono::seconds(1), 0)[0]);
+  }
   ASSIGN_OR_RETURN(std::vector<std::unique_ptr<Model>> models, load_ranks(options, std::move(ranks)));
   return std::move(models[0]);
 }

@@ -39,11 +39,12 @@ struct ForwardBatch {
   std::span<const int32_t> slots;      // [T] physical cache rows: block * block_tokens + offset
   std::span<const kernels::SequenceSpan> sequences;
   std::span<const int32_t> logit_rows;  // rows of the batch whose logits are wanted, ascending
-  // out [logit_rows.size(), vocab_size] f32, caller's memory; null on ranks of an attention group that need none.
+  // out [logit_rows.size(), vocab_size] f32, caller's memory on the model's device; null on ranks of an attention group
+  // that need none.
   float* logits = nullptr;
   int32_t* expert_counts = nullptr;  // out [num_layers, num_routed_experts], added to; null: not wanted
-  int32_t* slot_counts = nullptr;    // out [num_layers, slots of all ranks], added to; null: not wanted
-  int32_t* chosen_slots = nullptr;   // out [num_layers, T, top_k], layers with experts only; null: not wanted
+  int32_t* slot_counts = nullptr;    // out [num_layers, slots of all ranks], added to; null: not wanted. On the CPU
+  int32_t* chosen_slots = nullptr;   // out [num_layers, T, top_k], layers with experts only; null: not wanted. CPU
 };
 
 struct ForwardLimits {
@@ -57,6 +58,8 @@ class Model {
  public:
   virtual ~Model() = default;
   virtual const ModelConfig& config() const = 0;
+  // GPU backends: what a step is ordered on; nothing has happened yet when forward() returns. Null on the CPU.
+  virtual const device::Stream* stream() const { return nullptr; }
   // Identity for the handover's handshake: a hash over config and weights' metadata.
   virtual uint64_t fingerprint() const = 0;
   // layer_done(layer): called on this thread as soon as the cache of `layer` holds the batch's rows, those of the whole
@@ -87,6 +90,8 @@ struct RankOptions {
   std::unique_ptr<parallel::AttentionGroup> attention;  // of LoadOptions::attention_tp_size; null where that is 1
   const Clock* clock = nullptr;                         // for the exchange's deadlines
   profile::Recorder* spans = nullptr;                   // of its engine thread; null: nothing is recorded
+  // GPU backends: what the rank's kernels run on, in order. Shared with the exchange, whose kernels run on it, too.
+  std::shared_ptr<const device::Stream> stream = nullptr;
 };
 
 struct LoadOptions {
@@ -102,6 +107,10 @@ struct LoadOptions {
   int32_t attention_tp_size = 1;
   ExpertOptions experts;
   std::function<void(double fraction)> progress;  // while loading; may be empty
+  // One rank of a group that is not there (a benchmark aid): tokens that would go to other ranks' slots take the same
+  // slots here. GPU backends.
+  bool loop_back = false;
+  device::LaunchLog* launches = nullptr;  // GPU backends; borrowed, outlives the model; null: nobody asks
 };
 
 // What a model of these limits will take, before anything is allocated.

@@ -82,4 +82,10 @@ class ExpertExchange {
 std::vector<std::unique_ptr<ExpertExchange>> make_local_exchanges(const ExchangeShape& shape, Duration deadline,
                                                                   int32_t spins);
 
+// One rank alone on a GPU: what would travel stays where it is, and the pairs are sorted there. Views, spans and the
+// rows of poll_results() lie in the GPU's memory (kernels/context.h).
+std::unique_ptr<ExpertExchange> make_gpu_exchange(const ExchangeShape& shape, kernels::Backend backend,
+                                                  std::shared_ptr<const device::Stream> stream);
+int64_t gpu_exchange_bytes(const ExchangeShape& shape);
+
 }  // namespace tandem::parallel

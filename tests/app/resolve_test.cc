@@ -194,8 +194,13 @@ TEST(Resolve, TheCacheIsF32UnlessBf16IsAskedFor) {
 }
 
 TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
-  for (const char* flags : {"--dp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE",
-                            "--enable-single-batch-overlap", "--kv-cache-dtype fp8_e4m3", "--device cuda"}) {
+  for (const char* flags :
+       {"--dp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE", "--enable-single-batch-overlap",
+        "--kv-cache-dtype fp8_e4m3", "--device xpu", "--device cuda --disaggregation-mode decode",
+        "--device cuda --tp-size 2", "--device cuda --enable-two-batch-overlap", "--device cuda --eplb-spare-slots 4",
+        "--device cuda --expert-distribution-recorder-mode per_pass",
+        "--device cuda --expert-distribution-recorder-mode per_token",
+        "--device cuda --enable-expert-distribution-metrics"}) {
     ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " " + flags);
     EXPECT_TRUE(outcome.faults.empty()) << flags << ": " << joined(outcome.faults);
     EXPECT_FALSE(outcome.config.refusals.empty()) << flags;
@@ -246,6 +251,22 @@ TEST(Resolve, AnAttentionGroupOverNodesIsRefused) {
   ASSERT_EQ(config.refusals.size(), 1u);
   EXPECT_EQ(config.refusals[0],
             "an attention tensor-parallel group of 4 ranks (--tp-size / --dp-size) over several nodes of 2");
+}
+
+TEST(Resolve, AGpuRunsInF32UnlessTensorCoresAreAskedFor) {
+  const std::string model = "--model-path " + kTiny + " ";
+  const ResolveOutcome exact = resolve_line(model + "--device cuda");
+  EXPECT_TRUE(exact.config.refusals.empty()) << joined(exact.config.refusals);
+  EXPECT_EQ(exact.config.backend, kernels::Backend::kCudaF32);
+  EXPECT_EQ(exact.config.kv_dtype, device::DType::kF32);
+  const ResolveOutcome fast = resolve_line(model + "--device cuda --kernel-backend tensor");
+  EXPECT_TRUE(fast.faults.empty()) << joined(fast.faults);
+  EXPECT_EQ(fast.config.backend, kernels::Backend::kCuda);
+  EXPECT_EQ(fast.config.kv_dtype, device::DType::kBF16);
+  EXPECT_EQ(fast.config.engine.block_tokens, 64);
+  EXPECT_FALSE(resolve_line(model + "--device cuda --kernel-backend tensor --page-size 1").faults.empty());
+  EXPECT_FALSE(resolve_line(model + "--device cuda --kernel-backend ref").faults.empty());
+  EXPECT_FALSE(resolve_line(model + "--kernel-backend tensor").faults.empty());
 }
 
 TEST(Resolve, TheKeyIsNotPrinted) {

@@ -94,7 +94,7 @@ kv::KvLayout layout_of(const Model& model, const RunnerOptions& options) {
 }  // namespace
 
 std::shared_ptr<kv::KvStorage> Runner::make_cache(const Model& model, const RunnerOptions& options) {
-  return std::make_shared<kv::KvStorage>(device::Device::kCpu, layout_of(model, options));
+  return std::make_shared<kv::KvStorage>(kernels::device_of(options.backend), layout_of(model, options));
 }
 
 Runner::Runner(Model& model, const RunnerOptions& options, std::shared_ptr<kv::KvStorage> cache)
@@ -149,10 +149,16 @@ std::vector<float> Runner::step(Phase phase, std::span<const int> sequences,
   batch.slots = slots;
   batch.sequences = spans;
   batch.logit_rows = logit_rows;
-  batch.logits = logits.data();
+  const bool on_gpu = is_cuda(options_.backend);
+  const device::Buffer there(device::Device::kCuda, on_gpu ? logits.size() * sizeof(float) : 0);
+  batch.logits = on_gpu ? static_cast<float*>(there.data()) : logits.data();
   batch.expert_counts = expert_counts ? expert_counts->data() : nullptr;
   layers_done.clear();
   CHECK(model_.forward(batch, *cache_, [this](int32_t layer) { layers_done.push_back(layer); }).has_value());
+  if (on_gpu) {
+    model_.stream()->synchronize();
+    device::copy_bytes(logits.data(), there.data(), there.bytes());
+  }
   return logits;
 }
 

@@ -4,11 +4,11 @@
 
 namespace tandem::engine {
 
-Batch::Batch(const model::ForwardLimits& limits, int32_t vocab_size, int32_t block_tokens)
+Batch::Batch(const model::ForwardLimits& limits, int32_t vocab_size, int32_t block_tokens, device::Device device)
     : limits_(limits),
       vocab_size_(vocab_size),
       block_tokens_(block_tokens),
-      logits_(device::Device::kCpu, size_t(limits.max_logit_rows) * size_t(vocab_size) * sizeof(float)) {
+      logits_(device, size_t(limits.max_logit_rows) * size_t(vocab_size) * sizeof(float)) {
   entries_.reserve(size_t(limits.max_sequences));
   sequences_.reserve(size_t(limits.max_sequences));
   token_ids_.reserve(size_t(limits.max_tokens));

@@ -25,7 +25,9 @@ struct BatchEntry {
 
 class Batch {
  public:
-  Batch(const model::ForwardLimits& limits, int32_t vocab_size, int32_t block_tokens);
+  // device: where logits lie.
+  Batch(const model::ForwardLimits& limits, int32_t vocab_size, int32_t block_tokens,
+        device::Device device = device::Device::kCpu);
 
   void start(model::Phase phase);
   // Takes tokens [first_token, first_token + num_tokens) of the request into the step and marks it as in_step.

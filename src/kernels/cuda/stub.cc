@@ -49,6 +49,11 @@ void combine(const Context&, std::span<const float* const>, device::TensorView, 
   missing("combine");
 }
 size_t moe_workspace_bytes(const Context&, int64_t, int32_t, int64_t, int64_t) { missing("moe_workspace_bytes"); }
+void gather_rows(const Context&, device::TensorView, std::span<const int32_t>, device::TensorView) {
+  missing("gather_rows");
+}
+void choose_slots(const Context&, const SlotChoice&, device::TensorView, int32_t*) { missing("choose_slots"); }
+void sort_by_slot(const Context&, device::TensorView, int32_t, const GpuSlotSort&) { missing("sort_by_slot"); }
 void sample(const Context&, device::TensorView, std::span<const SampleParams>, std::span<SampleResult>) {
   missing("sample");
 }

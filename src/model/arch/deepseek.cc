@@ -1,11 +1,13 @@
 #include "model/arch/deepseek.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 
 #include "kernels/norm.h"
 #include "model/arch/batch_split.h"
 #include "model/arch/deepseek_weights.h"
+#include "model/arch/gpu_step.h"
 #include "model/arch/part_spans.h"
 #include "model/weights/rope_table.h"
 
@@ -28,7 +30,7 @@ struct DeepseekShared {
       : config(config),
         fingerprint(source.fingerprint(hash_config(config))),
         weights(std::move(packed)),
-        rope(config, options.limits.max_context) {}
+        rope(config, options.limits.max_context, device_of(options.backend)) {}
 
   const ModelConfig config;
   const uint64_t fingerprint;
@@ -58,8 +60,12 @@ class DeepseekModel final : public Model {
         shape_(shape_of_rank(config_, gather_)),
         fakes_routing_(options.experts.dispatch == experts::DispatchAlgorithm::kFake),
         splitter_(options.limits.max_sequences, options.experts.two_batch_threshold),
-        workspace_(device::Device::kCpu, size_t(deepseek_workspace_bytes(config_, options, rank.num_threads))),
-        ctx_{options.backend, options.isa, &pool_, &workspace_, rank.spans} {
+        stream_(std::move(rank.stream)),
+        workspace_(device_of(options.backend), size_t(deepseek_workspace_bytes(config_, options, rank.num_threads))),
+        ctx_{options.backend, options.isa, &pool_, &workspace_, rank.spans, stream_.get(), options.launches} {
+    CHECK(is_cuda(options.backend) == (stream_ != nullptr));
+    CHECK(stream_ == nullptr || gather_.is_alone());
+    if (stream_) gpu_ = std::make_unique<GpuStep>(config_, options, slots_.get(), *stream_);
     CHECK((slots_ == nullptr) == (exchange_ == nullptr));
     CHECK(exchange_ == nullptr || clock_ != nullptr);
     CHECK(gather_.size() == options.attention_tp_size);
@@ -67,6 +73,7 @@ class DeepseekModel final : public Model {
 
   const ModelConfig& config() const override { return config_; }
   uint64_t fingerprint() const override { return shared_->fingerprint; }
+  const device::Stream* stream() const override { return stream_.get(); }
   ExpertSlots* expert_slots() override { return slots_.get(); }
   Status forward(const ForwardBatch& batch, kv::KvStorage& cache,
                  const std::function<void(int32_t)>& layer_done) override {
@@ -152,8 +159,10 @@ class DeepseekModel final : public Model {
   const kernels::MlaShape shape_;  // with this rank's heads
   const bool fakes_routing_;
   BatchSplitter splitter_;
+  const std::shared_ptr<const device::Stream> stream_;  // null on the CPU, as gpu_ is
   device::Workspace workspace_;
   const Context ctx_;
+  std::unique_ptr<GpuStep> gpu_;
 };
 
 void DeepseekModel::check(const ForwardBatch& batch, const kv::KvStorage& cache) const {
@@ -208,11 +217,15 @@ DeepseekModel::Part DeepseekModel::make_part(const ForwardBatch& batch, kv::KvSt
 
 // Per layer and half: results of the layer before come in, attention, gate, rows go out; then each half's experts. With
 // two halves the rows and results of one travel while the other computes.
-Status DeepseekModel::run(const ForwardBatch& batch, kv::KvStorage& cache,
+Status DeepseekModel::run(const ForwardBatch& given, kv::KvStorage& cache,
                           const std::function<void(int32_t)>& layer_done) {
-  check(batch, cache);
+  check(given, cache);
   workspace_.reset();
-  const std::span<const BatchPart> halves = splitter_.split(batch);
+  std::array<BatchPart, 2> cut;
+  const std::span<const BatchPart> split = splitter_.split(given);
+  std::copy(split.begin(), split.end(), cut.begin());
+  const std::span<BatchPart> halves = std::span(cut).first(split.size());
+  const ForwardBatch batch = gpu_ ? gpu_->upload(given, cache.layout().block_tokens, halves) : given;
   const int64_t first = own_rows(halves.front()).count(), others = own_rows(halves.back()).count();
   const StepMemory memory = take_step_memory(halves.size() > 1 ? first + others : first);
   const TensorView table(weights_.embedding.data(), weights_.embedding_dtype,
@@ -241,6 +254,7 @@ Status DeepseekModel::run(const ForwardBatch& batch, kv::KvStorage& cache,
   for (Part& part : running) RETURN_IF_ERROR(finish_mlp(part));
   if (ctx_.spans) ctx_.spans->enter(-1, 0);
   if (!batch.logit_rows.empty()) RETURN_IF_ERROR(logits(batch, running));
+  if (gpu_ && batch.expert_counts) gpu_->add_counts(batch.expert_counts);
   return Ok{};
 }
 
@@ -271,7 +285,10 @@ Result<TensorView> DeepseekModel::query_inputs(int32_t layer, const Part& part) 
     input = act(part.all.rows, input_width);
     RETURN_IF_ERROR(gather_.gather_latents({part.batch.step, layer}, input));
   }
-  if (part.layer_done) (*part.layer_done)(layer);
+  if (part.layer_done) {
+    if (stream_) stream_->synchronize();
+    (*part.layer_done)(layer);
+  }
   return input;
 }
 
@@ -378,6 +395,16 @@ Status DeepseekModel::finish_mlp(Part& part) {
 
 // Counts logical experts, then turns them into slots in place.
 void DeepseekModel::choose_slots(int32_t layer, const Part& part) const {
+  const uint64_t seed = part.batch.step * uint64_t(config_.num_layers) + uint64_t(layer);
+  if (gpu_) {
+    CHECK(part.batch.slot_counts == nullptr);
+    CHECK(part.batch.chosen_slots == nullptr);
+    kernels::SlotChoice choice = gpu_->choice(layer);
+    choice.seed = seed;
+    choice.first_token = part.first_row;
+    choice.fakes_routing = fakes_routing_;
+    return kernels::choose_slots(ctx_, choice, part.ids, part.batch.expert_counts ? gpu_->counts(layer) : nullptr);
+  }
   const experts::LayerDispatch& dispatch = slots_->layer(layer).dispatch;
   const int64_t top_k = config_.gate.top_k;
   int32_t* id = part.ids.as<int32_t>();
@@ -386,7 +413,6 @@ void DeepseekModel::choose_slots(int32_t layer, const Part& part) const {
   int32_t* slot_counts = part.batch.slot_counts;
   if (slot_counts) slot_counts += int64_t(layer) * int64_t(slots_->layer(layer).logical_of_slot.size());
   const int32_t* const first_id = id;
-  const uint64_t seed = part.batch.step * uint64_t(config_.num_layers) + uint64_t(layer);
   for (int64_t token = part.first_row; token < part.first_row + part.rows; ++token) {
     // A benchmark aid: any top_k different experts, evenly.
     const uint32_t first = experts::draw_of(seed, uint64_t(token), 0);
@@ -408,7 +434,8 @@ Result<parallel::ReceivedRows> DeepseekModel::receive(Part& part) {
     ASSIGN_OR_RETURN(const std::optional<parallel::ReceivedRows> received,
                      exchange_->poll_received(part.channel, clock_->now()));
     if (received) {
-      part.spans.rows_came(received->sort.slot_begin);
+      // How many rows each slot got is known on the GPU only.
+      part.spans.rows_came(gpu_ ? std::span<const int32_t>() : received->sort.slot_begin);
       return *received;
     }
     exchange_->wait(part.channel, kExchangeLook);
@@ -418,6 +445,11 @@ Result<parallel::ReceivedRows> DeepseekModel::receive(Part& part) {
 // The residual stream of the rows whose logits are wanted, from wherever they were worked on.
 Status DeepseekModel::choose_rows(const ForwardBatch& batch, std::span<const Part> parts, TensorView chosen) {
   const int64_t hidden = config_.hidden_size;
+  if (gpu_) {  // a rank alone: the parts' rows follow each other
+    const TensorView all(parts.front().hidden.data(), DType::kF32, {int64_t(batch.token_ids.size()), hidden});
+    kernels::gather_rows(ctx_, all, batch.logit_rows, chosen);
+    return Ok{};
+  }
   const TensorView shown = gather_.is_alone() ? chosen : gather_.chosen(chosen.dim(0), hidden);
   int32_t* owners = workspace_.take_array<int32_t>(batch.logit_rows.size());
   for (size_t i = 0; i < batch.logit_rows.size(); ++i) {

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <array>
-#include <cstring>
 #include <string>
 
 #include "model/arch/deepseek.h"
@@ -13,7 +12,6 @@ namespace tandem::model {
 namespace {
 
 using device::Buffer;
-using device::Device;
 using kernels::PackedWeight;
 
 // Read buffers of one thread, kept from job to job: fresh memory for each matrix costs more than filling it.
@@ -51,8 +49,8 @@ class Packer {
       source_.read_matrix("model.embed_tokens.weight", table);
       w.embedding_dtype = table.raw.dtype;
       const size_t bytes = size_t(table.raw.rows * table.raw.cols) * size_of(table.raw.dtype);
-      w.embedding = Buffer(Device::kCpu, bytes);
-      std::memcpy(w.embedding.data(), table.raw.data, bytes);
+      w.embedding = Buffer(device_of(options_.backend), bytes);
+      device::copy_bytes(w.embedding.data(), table.raw.data, bytes);
     });
     jobs.push_back([this, &w](Scratch& scratch) {
       w.head = pack_shares(c_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", scratch);
@@ -134,8 +132,8 @@ class Packer {
     const std::vector<float> stored = source_.values(name);
     Values out;
     out.rows = int64_t(stored.size());
-    out.buffer = Buffer(Device::kCpu, stored.size() * sizeof(float));
-    std::memcpy(out.buffer.data(), stored.data(), stored.size() * sizeof(float));
+    out.buffer = Buffer(device_of(options_.backend), stored.size() * sizeof(float));
+    device::copy_bytes(out.buffer.data(), stored.data(), stored.size() * sizeof(float));
     return out;
   }
 
@@ -214,7 +212,7 @@ void make_slots(const ModelConfig& config, const LoadOptions& options, const ker
   shape.slots_per_rank = options.experts.topology.slots_per_rank;
   shape.num_spares = options.experts.spare_slots;
   for (RankExperts& rank : ranks) {
-    rank.slots = std::make_unique<ExpertSlots>(shape, form);
+    rank.slots = std::make_unique<ExpertSlots>(shape, form, device_of(options.backend));
     for (const int32_t layer : shape.expert_layers) {
       const std::span<const int32_t> slots = options.experts.placement.layer(layer);
       rank.slots->set_placement(layer, {slots.begin(), slots.end()},
@@ -230,7 +228,7 @@ Result<std::unique_ptr<DeepseekWeights>> pack_deepseek(const ModelConfig& config
                                                        const LoadOptions& options, std::vector<RankExperts>& ranks) {
   const Packer packer(config, source, options);
   device::ThreadPool pool(options.num_threads);
-  auto w = std::make_unique<DeepseekWeights>();
+  auto w = std::make_unique<DeepseekWeights>(device_of(options.backend));
   w->attention.resize(size_t(config.num_layers));
   w->mlp.resize(size_t(config.num_layers));
   std::vector<Scratch> scratch(size_t(pool.num_threads()));
@@ -262,11 +260,15 @@ DeepseekBytes deepseek_weight_bytes(const ModelConfig& config, kernels::Backend 
     const bool as_f32 =
         spec.role == TensorRole::kGain || spec.role == TensorRole::kBias || spec.role == TensorRole::kRouter;
     const int64_t width = as_f32 ? 4 : spec.is_fp8(config.fp8_blocks) ? 1 : 2;
-    // One f32 scale per 128 inputs, and per output (ref) or panel of 32 outputs (cpu).
-    const int64_t scale_rows = backend == kernels::Backend::kCpu ? (spec.rows + 31) / 32 : spec.rows;
+    // One f32 scale per 128 inputs, and per output (ref), panel of 32 outputs (cpu) or block of 128 (GPU).
+    const int64_t outputs = is_cuda(backend) ? 128 : backend == kernels::Backend::kCpu ? 32 : 1;
+    const int64_t scale_rows = (spec.rows + outputs - 1) / outputs;
     const int64_t scales = width == 1 ? scale_rows * spec.scale_cols() * 4 : 0;
     const bool twice = spec.name.ends_with("kv_b_proj.weight");  // expanded for prefill, absorbed for decode
-    const int64_t here = (spec.num_elements() * width + scales) * (twice ? 2 : 1);
+    int64_t here = (spec.num_elements() * width + scales) * (twice ? 2 : 1);
+    if (twice && is_cuda(backend)) {  // absorbed ones are widened
+      here = spec.num_elements() * (width + (backend == kernels::Backend::kCuda ? 2 : 4)) + scales;
+    }
     (spec.group == TensorGroup::kRoutedExperts ? bytes.expert : bytes.shared) += here;
     num_experts += spec.group == TensorGroup::kRoutedExperts && spec.name.ends_with("down_proj.weight") ? 1 : 0;
     if (config.tie_word_embeddings && spec.group == TensorGroup::kEmbedding) {

@@ -47,7 +47,9 @@ struct MlpWeights {
 };
 
 struct DeepseekWeights {
-  device::Arena arena{device::Device::kCpu};  // the bytes of every packed weight
+  explicit DeepseekWeights(device::Device device) : arena(device) {}
+
+  device::Arena arena;  // the bytes of every packed weight
   device::Buffer embedding;
   device::DType embedding_dtype = device::DType::kBF16;
   std::vector<AttentionWeights> attention;

@@ -4,6 +4,7 @@
 #include "kernels/moe.h"
 #include "model/arch/deepseek.h"
 #include "model/arch/deepseek_weights.h"
+#include "model/arch/gpu_step.h"
 #include "model/weights/rope_table.h"
 
 namespace tandem::model {
@@ -75,8 +76,10 @@ class Sizes {
     const int64_t shared = dense(int64_t(c_.num_shared_experts) * c_.moe_intermediate_size);
     if (c_.num_routed_experts == 0) return 0;
     const experts::EpTopology& topology = options_.experts.topology;
-    const int64_t top_k = c_.gate.top_k, received = own_ * topology.num_ranks;
-    const int64_t here = std::min<int64_t>(top_k, topology.slots_per_rank);  // choices of a token on one rank
+    // A GPU's rank is alone, or takes everything for itself.
+    const bool alone = is_cuda(ctx_.backend);
+    const int64_t top_k = c_.gate.top_k, received = alone ? own_ : own_ * topology.num_ranks;
+    const int64_t here = alone ? top_k : std::min<int64_t>(top_k, topology.slots_per_rank);  // choices on one rank
     const auto grouped = int64_t(kernels::moe_workspace_bytes(ctx_, received, int32_t(here), topology.slots_per_rank,
                                                               c_.hidden_size, c_.moe_intermediate_size));
     return std::max(shared, grouped);
@@ -125,12 +128,14 @@ MemoryPlan plan_deepseek_memory(const ModelConfig& config, const LoadOptions& op
   plan.weight_bytes = weights.shared + RopeValues::bytes(config, options.limits.max_context);
   plan.workspace_bytes = deepseek_workspace_bytes(config, options, options.num_threads);
   plan.workspace_bytes += deepseek_gather_bytes(config, options).total();
+  if (is_cuda(options.backend)) plan.workspace_bytes += GpuStep::bytes(config, options.limits);
   const parallel::ExchangeShape shape = exchange_shape(config, options);
   if (shape.top_k == 0) return plan;
   int64_t layers = 0;
   for (int32_t layer = 0; layer < config.num_layers; ++layer) layers += config.is_moe_layer(layer) ? 1 : 0;
   plan.expert_bytes = weights.expert * (layers * shape.slots_per_rank + options.experts.spare_slots);
-  plan.exchange_bytes = parallel::exchange_bytes(shape);
+  plan.exchange_bytes =
+      is_cuda(options.backend) ? parallel::gpu_exchange_bytes(shape) : parallel::exchange_bytes(shape);
   return plan;
 }
 

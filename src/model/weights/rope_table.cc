@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <utility>
 
 namespace tandem::model {
 
@@ -39,7 +40,7 @@ int64_t RopeValues::bytes(const ModelConfig& config, int64_t num_positions) {
   return num_positions * config.rope_dim * int64_t(sizeof(float));
 }
 
-RopeValues::RopeValues(const ModelConfig& c, int64_t num_positions)
+RopeValues::RopeValues(const ModelConfig& c, int64_t num_positions, device::Device device)
     : buffer_(device::Device::kCpu, size_t(bytes(c, num_positions))) {
   const std::vector<float> frequencies = rope_frequencies(c);
   const float magnitude =
@@ -52,6 +53,7 @@ RopeValues::RopeValues(const ModelConfig& c, int64_t num_positions)
       *out++ = std::sin(angle) * magnitude;
     }
   }
+  buffer_ = device::move_to(device, std::move(buffer_));
   table_ = {static_cast<const float*>(buffer_.data()), int32_t(num_positions), c.rope_dim};
 }
 

@@ -14,7 +14,7 @@ std::vector<float> rope_frequencies(const ModelConfig& config);
 
 class RopeValues {
  public:
-  RopeValues(const ModelConfig& config, int64_t num_positions);
+  RopeValues(const ModelConfig& config, int64_t num_positions, device::Device device = device::Device::kCpu);
   const kernels::RopeTable& table() const { return table_; }
   static int64_t bytes(const ModelConfig& config, int64_t num_positions);
 

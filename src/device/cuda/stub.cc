@@ -1,0 +1,39 @@
+// A build without CUDA: no GPU is found, so nothing else is reached.
+#include "base/check.h"
+#include "device/gpu.h"
+
+namespace tandem::device {
+namespace {
+
+[[noreturn]] void missing(const char* what) { check_failed("device/cuda", 0, what); }
+
+}  // namespace
+
+bool built_with_cuda() { return false; }
+Result<GpuInfo> find_gpu(int32_t) { return not_found("this build has no CUDA: configure with the preset 'cuda'"); }
+void use_gpu(int32_t) { missing("use_gpu"); }
+
+Result<Stream> Stream::create() { return not_found("this build has no CUDA"); }
+Stream::Stream(Stream&&) noexcept = default;
+Stream& Stream::operator=(Stream&&) noexcept = default;
+Stream::~Stream() = default;
+void Stream::synchronize() const { missing("synchronize"); }
+
+Result<Event> Event::create() { return not_found("this build has no CUDA"); }
+Event::Event(Event&&) noexcept = default;
+Event& Event::operator=(Event&&) noexcept = default;
+Event::~Event() = default;
+void Event::record(const Stream&) { missing("record"); }
+bool Event::is_done() const { missing("is_done"); }
+void Event::synchronize() const { missing("synchronize"); }
+float Event::milliseconds_since(const Event&) const { missing("milliseconds_since"); }
+
+void copy_async(const Stream&, void*, const void*, size_t) { missing("copy_async"); }
+void fill_async(const Stream&, void*, int, size_t) { missing("fill_async"); }
+void* gpu_allocate(size_t) { missing("gpu_allocate"); }
+void gpu_free(void*) { missing("gpu_free"); }
+void* gpu_allocate_pinned(size_t) { missing("gpu_allocate_pinned"); }
+void gpu_free_pinned(void*) { missing("gpu_free_pinned"); }
+void gpu_copy(void*, const void*, size_t) { missing("gpu_copy"); }
+
+}  // namespace tandem::device

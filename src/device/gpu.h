@@ -1,0 +1,97 @@
+// The GPU: whether one can be used, its memory, order on it (Stream, Event) and copies. In a build without CUDA no GPU
+// is found, and everything else is never reached. A fault of the GPU is sticky: whoever meets it ends the process with
+// one line, so that no caller goes on with half a step. Any thread; a Stream has one owner.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+
+namespace tandem::device {
+
+struct GpuInfo {
+  std::string name;
+  int32_t index = 0;
+  int32_t architecture = 0;  // 90: compute capability 9.0
+  int32_t num_multiprocessors = 0;
+  int64_t total_bytes = 0, free_bytes = 0;
+};
+
+bool built_with_cuda();
+// What this process sees of GPU `index`. One line for: a build without CUDA, no driver, no GPU, an architecture that no
+// kernel here was compiled for.
+Result<GpuInfo> find_gpu(int32_t index);
+// Makes it the one of the calling thread.
+void use_gpu(int32_t index);
+
+// Commands in order. Kernels that are given none run on the default stream.
+class Stream {
+ public:
+  Stream() = default;  // none
+  static Result<Stream> create();
+  Stream(Stream&& other) noexcept;
+  Stream& operator=(Stream&& other) noexcept;
+  ~Stream();
+
+  void* handle() const { return handle_; }
+  void synchronize() const;  // waits for everything so far
+
+ private:
+  void* handle_ = nullptr;
+};
+
+// A point in a stream. Timed, so that the distance of two points can be asked for.
+class Event {
+ public:
+  Event() = default;  // none
+  static Result<Event> create();
+  Event(Event&& other) noexcept;
+  Event& operator=(Event&& other) noexcept;
+  ~Event();
+
+  void record(const Stream& stream);
+  bool is_done() const;
+  void synchronize() const;
+  float milliseconds_since(const Event& earlier) const;  // both done
+
+ private:
+  void* handle_ = nullptr;
+};
+
+// Where the time of a stream goes: a point after every launch, by name. Off until start(); then for as many launches as
+// it was made for. Owner: the stream's.
+class LaunchLog {
+ public:
+  explicit LaunchLog(size_t max_launches);
+  void start(const Stream& stream);  // forgets what was there
+  void mark(const Stream& stream, const char* name);
+  struct Total {
+    std::string name;
+    double microseconds = 0;
+    int64_t launches = 0;
+  };
+  // Waits for the stream, switches off, and adds up by name, largest first.
+  std::vector<Total> stop(const Stream& stream);
+
+ private:
+  std::vector<Event> points_;
+  std::vector<const char*> names_;
+  size_t used_ = 0;
+  bool is_on_ = false;
+};
+
+// In order on the stream; host memory should be pinned and stay until the copy is done.
+void copy_async(const Stream& stream, void* to, const void* from, size_t bytes);
+void fill_async(const Stream& stream, void* to, int value, size_t bytes);
+
+// What Buffer is made of; allocation failure ends the process.
+void* gpu_allocate(size_t bytes);  // zero-filled
+void gpu_free(void* data);
+void* gpu_allocate_pinned(size_t bytes);  // zero-filled
+void gpu_free_pinned(void* data);
+void gpu_copy(void* to, const void* from, size_t bytes);
+
+}  // namespace tandem::device

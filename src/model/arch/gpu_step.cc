@@ -1,0 +1,136 @@
+#include "model/arch/gpu_step.h"
+
+#include <cstring>
+
+#include "base/check.h"
+
+namespace tandem::model {
+namespace {
+
+using device::Buffer;
+using device::Device;
+
+constexpr size_t kAlign = 64;
+
+size_t round_up(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+// Ids, positions, slots, rows of logits; the sequences of two halves; block tables with blocks of one token.
+size_t input_bytes(const ForwardLimits& limits) {
+  const size_t ids = 4 * round_up(size_t(limits.max_tokens) * sizeof(int32_t));
+  const size_t sequences = 2 * round_up(size_t(limits.max_sequences + 1) * sizeof(kernels::SequenceSpan));
+  const size_t blocks = size_t(limits.max_sequences + 1) * round_up(size_t(limits.max_context) * sizeof(int32_t));
+  return ids + sequences + blocks;
+}
+
+size_t count_bytes(const ModelConfig& config) {
+  return size_t(config.num_layers) * size_t(config.num_routed_experts) * sizeof(int32_t);
+}
+
+device::Event must_create_event() {
+  auto event = device::Event::create();
+  CHECK(event.has_value());
+  return std::move(*event);
+}
+
+}  // namespace
+
+GpuStep::GpuStep(const ModelConfig& config, const LoadOptions& options, const ExpertSlots* slots,
+                 const device::Stream& stream)
+    : num_experts_(config.num_routed_experts),
+      num_layers_(config.num_layers),
+      stream_(stream),
+      staging_(Device::kPinned, input_bytes(options.limits)),
+      inputs_(Device::kCuda, input_bytes(options.limits)),
+      counts_(Device::kCuda, count_bytes(config)),
+      sent_(must_create_event()) {
+  if (slots != nullptr) copy_tables(*slots, options.loop_back);
+}
+
+int64_t GpuStep::bytes(const ModelConfig& config, const ForwardLimits& limits) {
+  return int64_t(input_bytes(limits) + count_bytes(config));
+}
+
+void GpuStep::copy_tables(const ExpertSlots& slots, bool loop_back) {
+  std::vector<int32_t> all;
+  const auto add = [&all](const std::vector<int32_t>& values) {
+    const auto at = int64_t(all.size());
+    all.insert(all.end(), values.begin(), values.end());
+    return at;
+  };
+  for (int32_t layer = 0; layer < num_layers_; ++layer) {
+    Table& table = table_of_layer_.emplace_back();
+    if (!slots.has_experts(layer)) continue;
+    experts::LayerDispatch dispatch = slots.layer(layer).dispatch;
+    if (loop_back) {
+      for (int32_t& slot : dispatch.slot) slot %= slots.shape().slots_per_rank;
+    }
+    table = {add(dispatch.begin), add(dispatch.slot), add(dispatch.upto)};
+  }
+  tables_ = Buffer(Device::kCuda, all.size() * sizeof(int32_t));
+  device::copy_bytes(tables_.data(), all.data(), tables_.bytes());
+}
+
+GpuStep::Piece GpuStep::take(size_t bytes) {
+  CHECK(round_up(bytes) <= staging_.bytes() - used_);
+  const Piece piece{static_cast<std::byte*>(staging_.data()) + used_, static_cast<std::byte*>(inputs_.data()) + used_};
+  used_ += round_up(bytes);
+  return piece;
+}
+
+std::span<const int32_t> GpuStep::send(std::span<const int32_t> values) {
+  if (values.empty()) return {};
+  const Piece piece = take(values.size_bytes());
+  std::memcpy(piece.host, values.data(), values.size_bytes());
+  return {reinterpret_cast<const int32_t*>(piece.gpu), values.size()};
+}
+
+std::span<const kernels::SequenceSpan> GpuStep::send(std::span<const kernels::SequenceSpan> sequences,
+                                                     int32_t block_tokens) {
+  if (sequences.empty()) return {};
+  const Piece piece = take(sequences.size_bytes());
+  auto* out = reinterpret_cast<kernels::SequenceSpan*>(piece.host);
+  for (const kernels::SequenceSpan& sequence : sequences) {
+    const size_t tokens = size_t(sequence.prefix_len + sequence.num_rows);
+    const size_t blocks = (tokens + size_t(block_tokens) - 1) / size_t(block_tokens);
+    *out = sequence;
+    out->block_table = send({sequence.block_table, blocks}).data();
+    ++out;
+  }
+  return {reinterpret_cast<const kernels::SequenceSpan*>(piece.gpu), sequences.size()};
+}
+
+ForwardBatch GpuStep::upload(const ForwardBatch& batch, int32_t block_tokens, std::span<BatchPart> parts) {
+  if (in_flight_) sent_.synchronize();  // the staging memory is still being read
+  used_ = 0;
+  ForwardBatch there = batch;
+  there.token_ids = send(batch.token_ids);
+  there.positions = send(batch.positions);
+  there.slots = send(batch.slots);
+  there.logit_rows = send(batch.logit_rows);
+  there.sequences = {};
+  for (BatchPart& part : parts) part.sequences = send(part.sequences, block_tokens);
+  device::copy_async(stream_, inputs_.data(), staging_.data(), used_);
+  sent_.record(stream_);
+  in_flight_ = true;
+  if (batch.expert_counts != nullptr) device::fill_async(stream_, counts_.data(), 0, counts_.bytes());
+  return there;
+}
+
+kernels::SlotChoice GpuStep::choice(int32_t layer) const {
+  const Table& table = table_of_layer_[size_t(layer)];
+  const auto* base = static_cast<const int32_t*>(tables_.data());
+  return {base + table.begin, base + table.slot, base + table.upto, num_experts_};
+}
+
+int32_t* GpuStep::counts(int32_t layer) const {
+  return static_cast<int32_t*>(counts_.data()) + size_t(layer) * size_t(num_experts_);
+}
+
+void GpuStep::add_counts(int32_t* to) const {
+  std::vector<int32_t> counted(counts_.bytes() / sizeof(int32_t));
+  stream_.synchronize();
+  device::copy_bytes(counted.data(), counts_.data(), counts_.bytes());
+  for (size_t i = 0; i < counted.size(); ++i) to[i] += counted[i];
+}
+
+}  // namespace tandem::model
