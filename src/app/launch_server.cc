@@ -32,8 +32,8 @@ log::Level log_level(const std::string& name) {
 Status choose_kernels(ResolvedConfig& config) {
   if (is_cuda(config.backend)) {
     ASSIGN_OR_RETURN(const device::GpuInfo gpu, device::find_gpu(0));
-    log::info("GPU {}: {}, {} multiprocessors, {:.2f} of {:.2f} GB free", gpu.index, gpu.name,
-              gpu.num_multiprocessors, double(gpu.free_bytes) / 1e9, double(gpu.total_bytes) / 1e9);
+    log::info("GPU {}: {}, {} multiprocessors, {:.2f} of {:.2f} GB free", gpu.index, gpu.name, gpu.num_multiprocessors,
+              double(gpu.free_bytes) / 1e9, double(gpu.total_bytes) / 1e9);
     if (!config.isa_given) config.isa = kernels::best_isa();  // tokens are drawn on the CPU
     return Ok{};
   }

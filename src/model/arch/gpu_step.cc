@@ -10,9 +10,9 @@ namespace {
 using device::Buffer;
 using device::Device;
 
-constexpr size_t kAlign = 64;
+constexpr size_t kPieceAlign = 64;
 
-size_t round_up(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+size_t round_up(size_t bytes) { return (bytes + kPieceAlign - 1) / kPieceAlign * kPieceAlign; }
 
 // Ids, positions, slots, rows of logits; the sequences of two halves; block tables with blocks of one token.
 size_t input_bytes(const ForwardLimits& limits) {
