@@ -74,10 +74,11 @@ std::string describe(const LoadFile& file) {
   int64_t pairs = 0;
   for (int64_t tokens : file.load.tokens) pairs += tokens;
   const std::string dropped =
-      file.dropped_passes > 0 ? fmt::format("; {} earlier steps were not kept", workflow::grouped(file.dropped_passes)) : "";
+      file.dropped_passes > 0 ? fmt::format("; {} earlier steps were not kept", workflow::grouped(file.dropped_passes))
+                              : "";
   return fmt::format("{} layers of {} experts, {} {}, {} pairs{}{}", file.load.num_layers, file.load.num_logical,
-                     workflow::grouped(file.num_steps), file.num_steps == 1 ? "step" : "steps", workflow::grouped(pairs),
-                     file.scaled ? " (fractions, scaled)" : "", dropped);
+                     workflow::grouped(file.num_steps), file.num_steps == 1 ? "step" : "steps",
+                     workflow::grouped(pairs), file.scaled ? " (fractions, scaled)" : "", dropped);
 }
 
 struct PlanInput {

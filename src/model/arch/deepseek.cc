@@ -434,8 +434,7 @@ Result<parallel::ReceivedRows> DeepseekModel::receive(Part& part) {
     ASSIGN_OR_RETURN(const std::optional<parallel::ReceivedRows> received,
                      exchange_->poll_received(part.channel, clock_->now()));
     if (received) {
-      // How many rows each slot got is known on the GPU only.
-      part.spans.rows_came(gpu_ ? std::span<const int32_t>() : received->sort.slot_begin);
+      part.spans.rows_came(gpu_ ? std::span<const int32_t>() : received->sort.slot_begin);  // a GPU's lie there
       return *received;
     }
     exchange_->wait(part.channel, kExchangeLook);
