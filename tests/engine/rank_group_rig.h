@@ -169,6 +169,7 @@ inline RankGroup::Members::Members(std::function<void(api::EngineEvent)> sink, c
                                                         *rank.model->expert_slots());
     config.dp_rank = i / options.attn_tp_size;
     config.attn_tp_rank = i % options.attn_tp_size;
+    if (options.num_ranks > 1) config.log_scope = fmt::format("DP{} TP{} EP{}", config.dp_rank, i, i);
     rank.cache = config.attn_tp_rank > 0 ? ranks[size_t(i) - 1]->cache
                                          : std::make_shared<kv::KvStorage>(device::Device::kCpu, layout);
     rank.plans = config.attn_tp_rank > 0 ? ranks[size_t(i) - 1]->plans : std::make_shared<engine::PlanBoard>();
