@@ -48,6 +48,8 @@ constexpr Flag kFlags[] = {
     {"--prefill-output-len", kInt, "2", nullptr, kWorks, "output of the prefill-bound half, tokens"},
     {"--range-ratio", kFloat, "0.5", nullptr, kWorks, "shortest length as a share of the longest (decode-bound half)"},
     {"--settle", kFloat, "5", nullptr, kWorks, "seconds that must be steady before a window"},
+    {"--settle-timeout", kFloat, "30", nullptr, kWorks,
+     "seconds after which an unsteady rate is measured all the same"},
     {"--window", kFloat, "15", nullptr, kWorks, "seconds measured"},
     {"--profile-steps", kInt, "20", nullptr, kWorks, "steps traced; 0: none"},
     {"--record", kFloat, "5", nullptr, kWorks, "seconds of recorded expert hits; 0: none, and no rebalancing"},
@@ -157,6 +159,7 @@ class Reproduction {
   HalfPlan common_plan() const {
     HalfPlan plan;
     plan.settle = from_seconds(flags_.number("settle"));
+    plan.settle_timeout = from_seconds(flags_.number("settle_timeout"));
     plan.window = from_seconds(flags_.number("window"));
     plan.profile_steps = int32_t(flags_.integer("profile_steps"));
     plan.record = from_seconds(flags_.number("record"));

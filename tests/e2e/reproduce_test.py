@@ -12,7 +12,8 @@ import browser
 import harness
 
 # Short, and forgiving of a busy machine: what is tested is the workflow. reproduce_valid (label long) has the defaults.
-QUICK = ["--window", "5", "--settle", "1", "--record", "2", "--profile-steps", "10", "--decode-output-len", "256"]
+QUICK = ["--window", "5", "--settle", "1", "--settle-timeout", "4", "--record", "2", "--profile-steps", "10"]
+QUICK += ["--decode-output-len", "256"]
 TOLERANT = ["--max-variation", "9", "--max-imbalance", "9"]
 
 
