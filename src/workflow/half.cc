@@ -143,6 +143,19 @@ class HalfRun {
     return least == INT32_MAX ? 0 : least;
   }
 
+  // Of the fullest rank of the role, in the newest sample.
+  double pool_use() const {
+    double most = 0;
+    if (report_.samples.empty()) return 0;
+    for (const InstanceSample& instance : report_.samples.back().instances) {
+      if (instance.role != plan_.role) continue;
+      for (const RankSample& rank : instance.ranks) {
+        most = std::max(most, double(rank.used_tokens) / double(std::max<int64_t>(1, rank.total_tokens)));
+      }
+    }
+    return most;
+  }
+
   bool saturate() {
     return stage("saturate", [&]() -> Result<std::string> {
       const int32_t wanted = std::max(1, int32_t(plan_.limits.saturation * plan_.target_running));
@@ -154,7 +167,8 @@ class HalfRun {
         if (busy) return std::string("tokens flow");
       }
       RETURN_IF_ERROR(last_sample_);
-      return timed_out(fmt::format("a rank runs only {} of {} requests", least_running(), plan_.target_running));
+      return timed_out(fmt::format("a rank runs only {} of {} requests, the fullest KV pool is {:.0f} % in use",
+                                   least_running(), plan_.target_running, pool_use() * 100));
     });
   }
 
