@@ -203,7 +203,8 @@ TEST(Profile, ATwoBatchStepComputesOneHalfWhileRowsOfTheOtherTravel) {
   Profiled profiled(true);
   profiled.load(0, 200);
   ASSERT_TRUE(profiled.start(steps("1", 6)).has_value());
-  const std::array<Spans, 2> spans = sorted_spans(profiled.trace("1", 0));
+  const Trace trace = profiled.trace("1", 0);
+  const std::array<Spans, 2> spans = sorted_spans(trace);  // points into the trace
   ASSERT_FALSE(spans[1].dispatches.empty());
   // Between the post of one half's rows and the beginning of the wait for them: operators of the other half.
   size_t overlapped = 0;
