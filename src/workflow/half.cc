@@ -161,7 +161,8 @@ class HalfRun {
       const int32_t wanted = std::max(1, int32_t(plan_.limits.saturation * plan_.target_running));
       for (Duration waited{}; waited < plan_.saturate_timeout; waited += kSampleEvery) {
         if (!wait(kSampleEvery)) return cancelled("interrupted");
-        const bool busy = plan_.target_running > 0 ? least_running() >= wanted : produces();
+        // Steps as well: a batch that is held back is not running yet.
+        const bool busy = produces() && (plan_.target_running == 0 || least_running() >= wanted);
         if (busy && plan_.target_running > 0)
           return fmt::format("every rank runs at least {} requests", least_running());
         if (busy) return std::string("tokens flow");
@@ -194,7 +195,7 @@ class HalfRun {
       for (Duration waited = plan_.settle;; waited += kSampleEvery) {
         Result<WindowFigures> figures =
             measure(since(std::max(begin_s, deployment_.seconds_now() - seconds(plan_.settle))), plan_.role);
-        if (figures && figures->variation <= plan_.limits.variation) {
+        if (figures && figures->tokens_per_s > 0 && figures->variation <= plan_.limits.variation) {
           return fmt::format("the rate varies by {:.1f} %", figures->variation * 100);
         }
         if (waited >= plan_.settle_timeout) {

@@ -11,7 +11,10 @@ namespace {
 
 using Element = simdjson::dom::element;
 
-constexpr size_t kParts = 10;  // a window's rate is looked at in so many equal parts
+// A window's rate is looked at in so many equal parts, or fewer where a part would hold only a handful of steps: then
+// it would be the steps' own length that shows.
+constexpr size_t kParts = 10;
+constexpr uint64_t kStepsOfAPart = 8;
 
 template <class T>
 Status read_number(Element object, const char* key, T& into) {
@@ -87,17 +90,25 @@ double tokens_at(std::span<const Sample> samples, Role role, double at_s) {
   return from + std::clamp(share, 0.0, 1.0) * (to - from);
 }
 
+uint64_t steps_of(const Sample& sample, Role role) {
+  uint64_t steps = 0;
+  for (const InstanceSample* instance : of_role(sample, role)) steps += instance->ranks[0].forward_steps;
+  return steps;
+}
+
 double variation_of(std::span<const Sample> samples, Role role) {
-  const double begin = samples.front().at_s, part = (samples.back().at_s - begin) / double(kParts);
+  const uint64_t steps = steps_of(samples.back(), role) - steps_of(samples.front(), role);
+  const size_t parts = std::clamp<size_t>(steps / kStepsOfAPart, 2, kParts);
+  const double begin = samples.front().at_s, part = (samples.back().at_s - begin) / double(parts);
   std::vector<double> rates;
-  for (size_t i = 0; i < kParts; ++i) {
+  for (size_t i = 0; i < parts; ++i) {
     const double from = begin + double(i) * part;
     rates.push_back(tokens_at(samples, role, from + part) - tokens_at(samples, role, from));
   }
-  const double mean = std::accumulate(rates.begin(), rates.end(), 0.0) / double(kParts);
+  const double mean = std::accumulate(rates.begin(), rates.end(), 0.0) / double(parts);
   double square = 0;
   for (double rate : rates) square += (rate - mean) * (rate - mean);
-  return mean > 0 ? std::sqrt(square / double(kParts)) / mean : 0;
+  return mean > 0 ? std::sqrt(square / double(parts)) / mean : 0;
 }
 
 // The same instances with the same ranks in all samples, none of whose counters went back.

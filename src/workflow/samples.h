@@ -50,8 +50,8 @@ struct WindowFigures {
   double per_rank_by_counters = 0;  // tokens_per_s / num_ranks
   // The seeds' way: requests running at once (prefill: tokens of one step) / time of one step / num_ranks.
   double per_rank_by_steps = 0;
-  double step_ms = 0;               // mean over instances of window / steps
-  double variation = 0;             // standard deviation over mean of the rate in ten equal parts of the window
+  double step_ms = 0;    // mean over instances of window / steps
+  double variation = 0;  // standard deviation over mean of the rate in up to ten equal parts, eight steps each at least
   std::vector<double> running;      // [num_ranks] mean of the samples
   std::vector<double> rank_tokens;  // [num_ranks] in the window
   double imbalance = 0;             // of running (prefill: of rank_tokens): largest / mean - 1

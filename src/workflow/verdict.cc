@@ -41,7 +41,7 @@ void judge_window(const WindowFigures& window, const Limits& limits, std::vector
                                                         percent(window.pool_peak), percent(limits.pool_peak))});
   }
   if (window.variation > limits.variation) {
-    reasons.push_back({"unsteady", fmt::format("the rate varied by {} over ten parts of the window (limit {})",
+    reasons.push_back({"unsteady", fmt::format("the rate varied by {} over parts of the window (limit {})",
                                                percent(window.variation), percent(limits.variation))});
   }
   if (window.profiled) {

@@ -167,12 +167,15 @@ class SabotageTest(unittest.TestCase):
         calls = []
 
         def sabotage():
+            if not calls and not fleet.decode.state()["generated_tokens"]:
+                return
             calls.append(1)
-            if len(calls) == 6:
+            if len(calls) == 16:
                 fleet.prefills[0].kill()
 
-        # Long prompts: there is always one on its way.
-        found, out = self.run_with(fleet, sabotage, "--decode-input-len", "2000", "--decode-output-len", "64")
+        # Long prompts: there is always one on its way. Killed 8 s after the first token, when the window is open.
+        lengths = ["--decode-input-len", "2000", "--decode-output-len", "64"]
+        found, out = self.run_with(fleet, sabotage, *lengths, "--window", "14")
         self.assertTrue(found & {"failed_transfers", "failed_requests"}, out)
 
     def test_a_tiny_kv_pool(self):

@@ -63,6 +63,19 @@ TEST(Measure, AStallInTheMiddleShowsAsVariation) {
   EXPECT_GT(figures->variation, 0.3);
 }
 
+TEST(Measure, LongStepsDoNotCountAsVariation) {
+  // Three steps a second in bursts: a tenth of the window holds two or three of them.
+  std::vector<Sample> samples = steady_decode({8}, 10.0, 61);
+  for (size_t i = 0; i < samples.size(); ++i) {
+    samples[i].at_s = double(i) / 6;
+    samples[i].instances[0].ranks[0].forward_steps = i / 2;
+    samples[i].instances[0].ranks[0].generated_tokens = i / 2 * 8;
+  }
+  const auto figures = measure(samples, Role::kDecode);
+  ASSERT_TRUE(figures.has_value());
+  EXPECT_LT(figures->variation, 0.05);
+}
+
 TEST(Measure, ARestartedInstanceIsAnErrorThatNamesIt) {
   std::vector<Sample> samples = steady_decode({8}, 10.0, 21);
   for (size_t i = 15; i < samples.size(); ++i) samples[i].instances[0].ranks[0].forward_steps = i;
