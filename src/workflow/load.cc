@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/queue.h"
 #include "loadgen/report.h"
 #include "loadgen/request_body.h"
@@ -12,6 +14,15 @@ namespace tandem::workflow {
 namespace {
 
 using Outcome = Result<loadgen::LoadOutcome>;
+
+// The first requests get only a rest of their output, each another share: as in a load that has run for long, so that
+// requests end one by one from the start and not in waves.
+void begin_midway(loadgen::Workload& workload, size_t at_once) {
+  for (size_t i = 0; i < std::min(at_once, workload.items.size()); ++i) {
+    int32_t& length = workload.items[i].output_len;
+    length = std::max(1, int32_t(int64_t(length) * int64_t(2 * i + 1) / int64_t(2 * at_once)));
+  }
+}
 
 }  // namespace
 
@@ -44,6 +55,7 @@ Result<std::unique_ptr<Load>> Load::start(const LoadShape& shape, const Deployme
   load->run_ = std::make_unique<Run>();
   Run& run = *load->run_;
   ASSIGN_OR_RETURN(run.workload, loadgen::make_workload(config, *tokenizer, nullptr));
+  begin_midway(run.workload, size_t(shape.at_once));
   ASSIGN_OR_RETURN(run.shape, loadgen::request_shape(config, ""));
   run.plan.url = target.url("/generate");
   run.plan.headers = target.headers();

@@ -18,10 +18,10 @@ TOLERANT = ["--max-variation", "9", "--max-imbalance", "9"]
 
 
 class Fleet:
-    """Prefill servers, one decode server of two ranks and a router."""
+    """Prefill servers, decode servers of two ranks each and a router."""
 
-    def __init__(self, *decode_flags, num_prefill=1):
-        router_flags = []
+    def __init__(self, *decode_flags, num_prefill=1, num_decode=1, router_flags=()):
+        router_flags = list(router_flags)
         self.prefills = []
         for i in range(num_prefill):
             port, kv_port = harness.free_port(), harness.free_port()
@@ -29,20 +29,19 @@ class Fleet:
             self.prefills.append(harness.Server(f"prefill-{i}", "launch_server", port, "--num-threads", 1, *flags))
             router_flags += ["--prefill", f"http://127.0.0.1:{port}", kv_port]
         ranks = ["--tp-size", 2, "--dp-size", 2, "--enable-dp-attention"]
-        self.decode = harness.Server(
-            "decode",
-            "launch_server",
-            harness.free_port(),
-            *["--disaggregation-mode", "decode", "--num-threads", 1, *ranks, *decode_flags],
-        )
-        router_flags += ["--decode", f"http://127.0.0.1:{self.decode.port}"]
+        self.decodes = []
+        for i in range(num_decode):
+            flags = ["--disaggregation-mode", "decode", "--num-threads", 1, *ranks, *decode_flags]
+            self.decodes.append(harness.Server(f"decode-{i}", "launch_server", harness.free_port(), *flags))
+            router_flags += ["--decode", f"http://127.0.0.1:{self.decodes[i].port}"]
+        self.decode = self.decodes[0]
         self.router = harness.Server("router", "router", harness.free_port(), "--pd-disaggregation", *router_flags)
         for server in self.servers:
             server.wait_ready()
 
     @property
     def servers(self):
-        return [*self.prefills, self.decode, self.router]
+        return [*self.prefills, *self.decodes, self.router]
 
     def close(self):
         for server in reversed(self.servers):
@@ -138,8 +137,8 @@ class SabotageTest(unittest.TestCase):
 
     FLAGS = [*QUICK, *TOLERANT, "--half", "decode", "--record", "0", "--profile-steps", "0", "--running-per-rank", "8"]
 
-    def deployment(self, *decode_flags, num_prefill=1):
-        fleet = Fleet(*decode_flags, num_prefill=num_prefill)
+    def deployment(self, *decode_flags, **parts):
+        fleet = Fleet(*decode_flags, **parts)
         self.addCleanup(fleet.close)
         return fleet
 
@@ -163,7 +162,8 @@ class SabotageTest(unittest.TestCase):
         return codes(report), out
 
     def test_a_killed_transfer(self):
-        fleet = self.deployment("--max-running-requests", 16, num_prefill=2)
+        # Without a second try, or no client would hear of it.
+        fleet = self.deployment("--max-running-requests", 16, num_prefill=2, router_flags=["--disable-retries"])
         calls = []
 
         def sabotage():
@@ -208,6 +208,16 @@ class SabotageTest(unittest.TestCase):
 
         found, out = self.run_with(fleet, sabotage, "--settle", "8")
         self.assertIn("zero_output", found, out)
+
+    def test_imbalanced_ranks(self):
+        fleet = self.deployment("--max-running-requests", 16, num_decode=2)
+
+        def sabotage():
+            # Its requests stay longer, so that those of the fast one become few.
+            harness.request(fleet.decodes[1].port, "POST", "/slow_down", {"forward_sleep_time": 0.05})
+
+        found, out = self.run_with(fleet, sabotage, "--max-imbalance", "0.1")
+        self.assertIn("rank_imbalance", found, out)
 
     def test_the_profiler_left_on(self):
         fleet = self.deployment("--max-running-requests", 16)
