@@ -20,7 +20,7 @@
 namespace tandem::app {
 namespace {
 
-constexpr FlagKind kString = FlagKind::kString, kInt = FlagKind::kInt;
+constexpr FlagKind kString = FlagKind::kString, kInt = FlagKind::kInt, kSwitch = FlagKind::kSwitch;
 constexpr FlagSupport kWorks = FlagSupport::kWorks;
 constexpr Flag kFlags[] = {
     {"--model-path,--model", kString, nullptr, nullptr, kWorks, "folder with config.json; weights are invented"},
@@ -34,6 +34,7 @@ constexpr Flag kFlags[] = {
     {"--steps", kInt, "200", nullptr, kWorks, "measured steps, after ten others"},
     {"--page-size", kInt, "64", nullptr, kWorks, "tokens of a cache block"},
     {"--kernel-backend", kString, "tensor", "f32|tensor", kWorks, "kernels"},
+    {"--disable-cuda-graph", kSwitch, nullptr, nullptr, kWorks, "send decode steps op by op"},
 };
 
 constexpr int kWarmUp = 10;
@@ -42,7 +43,7 @@ constexpr size_t kMaxLaunches = 20000;  // of one step
 struct Plan {
   model::LoadOptions load;
   Rank rank;
-  bool decode = true;
+  bool decode = true, records = true;
   int64_t batch = 0, context = 0, steps = 0;
   int32_t block_tokens = 64;
   int64_t blocks_each() const { return (load.limits.max_context + block_tokens - 1) / block_tokens; }
@@ -52,6 +53,7 @@ Result<Plan> make_plan(const FlagValues& flags) {
   if (!flags.has("model_path")) return invalid_input("--model-path is missing");
   Plan plan;
   plan.decode = flags.text("phase") == "decode";
+  plan.records = plan.decode && !flags.enabled("disable_cuda_graph");
   plan.batch = flags.integer("batch_size");
   plan.context = flags.integer("context");
   plan.steps = flags.integer("steps");
@@ -138,6 +140,10 @@ Result<std::unique_ptr<EmulatedRank>> EmulatedRank::create(Plan plan) {
   self->blocks_.resize(size_t(layout.num_blocks));
   std::iota(self->blocks_.begin(), self->blocks_.end(), 0);
   std::shuffle(self->blocks_.begin(), self->blocks_.end(), std::mt19937(1));
+  if (self->plan_.records) {
+    RETURN_IF_ERROR(self->model_->record_decode({{int32_t(self->plan_.batch)}, true}, *self->cache_,
+                                                static_cast<float*>(self->logits_.data())));
+  }
   return self;
 }
 

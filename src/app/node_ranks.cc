@@ -7,6 +7,7 @@
 
 #include "app/machine.h"
 #include "app/rank_link.h"
+#include "app/resolve_gpu.h"
 #include "base/log.h"
 #include "engine/expert_follower.h"
 #include "engine/expert_port.h"
@@ -355,6 +356,7 @@ Status NodeRanksImpl::build_engine(size_t index, std::unique_ptr<parallel::Commu
   config.seed += uint64_t(config.dp_rank);
   config.rank_addresses = addresses_;
   config.log_scope = log_scope(number);
+  config.recorded_decode = decode_recording(config_, config.max_running_requests);
   const auto sink = config_.node_rank == 0 ? group_.rank_sink() : link_->sink(uint32_t(number));
   ASSIGN_OR_RETURN(rank.engine, engine::Engine::create(config, parts, sink));
   rank.woken = rank.engine.get();

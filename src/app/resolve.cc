@@ -427,8 +427,8 @@ struct Resolver {
     for (const Flag& flag : server_flags()) {
       const std::string field = field_name(flag);
       if (!flags.given(field)) continue;
-      const std::string name = std::string(flag.names).substr(0, std::string(flag.names).find(','));
-      if (flag.support == FlagSupport::kHarmless) harmless += (harmless.empty() ? "" : " ") + name;
+      const std::string name = "--" + dashed(field);
+      if (is_idle(flag, config.backend)) harmless += (harmless.empty() ? "" : " ") + name;
       if (flag.support == FlagSupport::kLater && !is_default(flag, flags.at(field))) config.refusals.push_back(name);
     }
     if (!harmless.empty()) warn("accepted, with nothing to do in this build: {}", harmless);

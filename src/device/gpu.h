@@ -1,4 +1,4 @@
-// The GPU: whether one can be used, its memory, order on it (Stream, Event) and copies. In a build without CUDA no GPU
+// The GPU: whether one can be used, its memory, order on it (Stream, Event, Graph) and copies. In a build without CUDA no GPU
 // is found, and everything else is never reached. A fault of the GPU is sticky: whoever meets it ends the process with
 // one line, so that no caller goes on with half a step. Any thread; a Stream has one owner.
 #pragma once
@@ -61,12 +61,30 @@ class Event {
   void* handle_ = nullptr;
 };
 
+// Commands of a stream recorded once and sent off as one. The memory that they read and write stays where it was.
+class Graph {
+ public:
+  Graph() = default;  // none
+  Graph(Graph&& other) noexcept;
+  Graph& operator=(Graph&& other) noexcept;
+  ~Graph();
+
+  // In between the stream's commands are recorded and not run; nothing may wait for the stream.
+  static void begin_recording(const Stream& stream);
+  static Graph end_recording(const Stream& stream);
+  void launch(const Stream& stream) const;
+
+ private:
+  void* handle_ = nullptr;
+};
+
 // Where the time of a stream goes: a point after every launch, by name. Off until start(); then for as many launches as
 // it was made for. Owner: the stream's.
 class LaunchLog {
  public:
   explicit LaunchLog(size_t max_launches);
   void start(const Stream& stream);  // forgets what was there
+  bool is_on() const { return is_on_; }
   void mark(const Stream& stream, const char* name);
   struct Total {
     std::string name;
@@ -89,6 +107,7 @@ void fill_async(const Stream& stream, void* to, int value, size_t bytes);
 
 // What Buffer is made of; allocation failure ends the process.
 void* gpu_allocate(size_t bytes);  // zero-filled
+int64_t gpu_free_bytes();          // of the calling thread's GPU
 void gpu_free(void* data);
 void* gpu_allocate_pinned(size_t bytes);  // zero-filled
 void gpu_free_pinned(void* data);

@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <mutex>
@@ -8,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "device/gpu.h"
 #include "engine/expert_port.h"
 #include "engine/follower.h"
 #include "engine/plan_board.h"
@@ -68,6 +70,7 @@ class RankEngine final : public Engine {
 
   bool turn() override;
   void run(std::stop_token stop) override;
+  Status record_decode();
 
  private:
   // Calls f with the worker, whichever it is.
@@ -431,6 +434,22 @@ void RankEngine::finish_plan() {
   }
 }
 
+// As SGLang reports it.
+Status RankEngine::record_decode() {
+  const auto say = [this](const std::string& line) { log::write(log::Level::kInfo, core_.config.log_scope, line); };
+  const model::DecodeRecording& what = core_.config.recorded_decode;
+  const int64_t free_before = device::gpu_free_bytes();
+  const TimePoint begin = core_.now();
+  say(fmt::format("Capture cuda graph begin. This can take up to several minutes. avail mem={:.2f} GB",
+                  double(free_before) / 1e9));
+  if (core_.config.tp_rank == 0) say(fmt::format("Capture cuda graph bs [{}]", fmt::join(what.batch_sizes, ", ")));
+  RETURN_IF_ERROR(core_.parts.model->record_decode(what, *core_.parts.cache, batch_.forward_batch().logits));
+  const int64_t free = device::gpu_free_bytes();
+  say(fmt::format("Capture cuda graph end. Time elapsed: {:.2f} s. mem usage={:.2f} GB. avail mem={:.2f} GB.",
+                  seconds(core_.now() - begin), double(free_before - free) / 1e9, double(free) / 1e9));
+  return Ok{};
+}
+
 // Goes on stepping with what the others still have until they leave too; the vote's deadline bounds it.
 void RankEngine::leave_group() {
   leaving_ = true;
@@ -462,7 +481,9 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineConfig& config, const
   if (config.role != Role::kCombined && parts.transfer == nullptr) {
     return invalid_input("a prefill or decode engine needs a transfer port");
   }
-  return std::unique_ptr<Engine>(std::make_unique<RankEngine>(config, parts, std::move(sink)));
+  auto engine = std::make_unique<RankEngine>(config, parts, std::move(sink));
+  if (!config.recorded_decode.batch_sizes.empty()) RETURN_IF_ERROR(engine->record_decode());
+  return std::unique_ptr<Engine>(std::move(engine));
 }
 
 }  // namespace tandem::engine

@@ -57,7 +57,8 @@ struct EngineConfig {
   int32_t preemption_threshold = 10;       // combined: a waiting request retracts running ones that much less urgent
   double schedule_conservativeness = 1.0;
   int32_t num_reserved_decode_tokens = 512;
-  bool two_batch_overlap = false;      // --enable-two-batch-overlap
+  bool two_batch_overlap = false;          // --enable-two-batch-overlap
+  model::DecodeRecording recorded_decode;  // GPU backends: --cuda-graph-bs
   int32_t max_low_latency_tokens = 0;  // largest decode batch of a rank that the low-latency exchange takes; 0: never
   int32_t decode_log_interval = 40;
   Duration bootstrap_timeout = std::chrono::seconds(300);     // prefill: decode neither asked nor said that it will

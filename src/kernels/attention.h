@@ -58,7 +58,8 @@ KvUpWeights pack_kv_up(Backend backend, Isa isa, const MlaShape& shape, const Ra
 
 // Normalises the latent part of kv_a, rotates the key part, writes both into the cache.
 //   kv_a [T, kv_lora+rope] f32, rows kv_a_row_stride elements apart (a column slice of a fused projection);
-//   norm_weight [kv_lora] f32; positions [T]; slots [T]: physical row (block * block_tokens + offset) in the cache.
+//   norm_weight [kv_lora] f32; positions [T]; slots [T]: physical row (block * block_tokens + offset) in the cache;
+//   on a GPU -1 for a row that is not kept.
 void mla_write_cache(const Context& ctx, const MlaShape& shape, device::TensorView kv_a, int64_t kv_a_row_stride,
                      device::TensorView norm_weight, float epsilon, std::span<const int32_t> positions,
                      std::span<const int32_t> slots, const RopeTable& rope, const PagedCache& cache);

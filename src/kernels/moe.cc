@@ -87,6 +87,7 @@ void choose_slots(const Context& ctx, const SlotChoice& choice, TensorView ids, 
   CHECK(is_cuda(ctx.backend));
   CHECK(ids.rank() == 2 && ids.dtype() == DType::kI32);
   CHECK(choice.begin != nullptr && choice.slot != nullptr && choice.upto != nullptr);
+  CHECK(choice.values != nullptr);
   cuda::choose_slots(ctx, choice, ids, counts);
 }
 

@@ -56,18 +56,26 @@ void combine(const Context& ctx, std::span<const float* const> rows, device::Ten
 
 // GPU backends only; on the CPU the model and the exchange do the same on the host.
 
+// What differs from step to step; it lies in the GPU's memory, so that a recorded step reads it anew.
+struct StepValues {
+  uint64_t step = 0;
+  int64_t num_tokens = 0;  // of the batch; rows beyond only fill it up, and take no slot
+};
+
 // Where tokens of a layer go: expert e to the slots slot[begin[e]] up to slot[begin[e + 1] - 1], by cumulative share
-// (experts::LayerDispatch). seed and first_token give each (token, choice) its draw.
+// (experts::LayerDispatch). The step, a layer's number and first_token give each (token, choice) its draw.
 struct SlotChoice {
   const int32_t* begin = nullptr;  // [num_experts + 1]
   const int32_t* slot = nullptr;
   const int32_t* upto = nullptr;
   int32_t num_experts = 0;
-  uint64_t seed = 0;
+  const StepValues* values = nullptr;
+  uint64_t layer = 0, num_layers = 0;  // seed of the draws: step * num_layers + layer
   int64_t first_token = 0;
   bool fakes_routing = false;  // any top_k different experts, evenly
 };
-// ids [T, top_k]: experts become slots in place. counts [num_experts], added to; null: not wanted.
+// ids [T, top_k]: experts become slots in place, -1 where the row only fills the batch up. counts [num_experts], added
+// to; null: not wanted.
 void choose_slots(const Context& ctx, const SlotChoice& choice, device::TensorView ids, int32_t* counts);
 
 // The (token, choice) pairs sorted by slot, within a slot ascending.
@@ -78,7 +86,8 @@ struct GpuSlotSort {
   int64_t width = 0;
   const float** result_of = nullptr;  // out [T * top_k]: the row in results of each pair
 };
-// slots [T, top_k], each below num_slots.
+// slots [T, top_k], each below num_slots; the result of a pair with slot -1 is the first row, whatever that holds. What
+// row_token has beyond slot_begin's end is 0.
 void sort_by_slot(const Context& ctx, device::TensorView slots, int32_t num_slots, const GpuSlotSort& sort);
 
 size_t moe_workspace_bytes(const Context& ctx, int64_t max_rows, int32_t top_k, int32_t num_slots, int64_t hidden,

@@ -54,6 +54,12 @@ struct ForwardLimits {
   int64_t max_context = 0;  // tokens of one sequence
 };
 
+// Which decode steps a GPU is to run from a recording (CUDA graphs).
+struct DecodeRecording {
+  std::vector<int32_t> batch_sizes;  // ascending; none: all steps are sent op by op
+  bool fills_up = true;              // batches in between run as the next larger one
+};
+
 class Model {
  public:
   virtual ~Model() = default;
@@ -67,6 +73,12 @@ class Model {
   // model can run no further step.
   virtual Status forward(const ForwardBatch& batch, kv::KvStorage& cache,
                          const std::function<void(int32_t layer)>& layer_done) = 0;
+  // GPU backends, before the first step: records decode steps. From then on one with this cache and these logits costs
+  // the host one launch. kPeerLost as of forward().
+  virtual Status record_decode(const DecodeRecording&, kv::KvStorage&, float*) {
+    return invalid_input("this model records no steps");
+  }
+  virtual bool ran_recorded() const { return false; }  // the last step
   // This rank's experts; null where the model has none.
   virtual ExpertSlots* expert_slots() = 0;
 };

@@ -170,6 +170,27 @@ TEST_P(Gpu, GateChoosesLikeTheOracle) {
   }
 }
 
+TEST_P(Gpu, RowsThatFillABatchUpTakeNoSlot) {
+  GpuRig rig(GetParam());
+  const OnGpu<int32_t> begin(std::vector<int32_t>{0, 1, 2}), slot(std::vector<int32_t>{1, 0}),
+      upto(std::vector<int32_t>{65536, 65536});
+  const OnGpu<int32_t> ids(std::vector<int32_t>{0, 1, 1, 0, 0, 1}), counts(std::vector<int32_t>(2, 0));
+  const OnGpu<StepValues> values({{.step = 0, .num_tokens = 2}});
+  const TensorView view = ids.view(DType::kI32, {3, 2});
+  choose_slots(rig.ctx, {begin.data(), slot.data(), upto.data(), 2, values.data(), 0, 1}, view, counts.data());
+  const OnGpu<int32_t> slot_begin(std::vector<int32_t>(3, -1)), row_token(std::vector<int32_t>(6, 99));
+  const OnGpu<const float*> result_of(std::vector<const float*>(6, nullptr));
+  const OnGpu<float> results(std::vector<float>(6, 0));
+  sort_by_slot(rig.ctx, view, 2, {slot_begin.data(), row_token.data(), results.data(), 1, result_of.data()});
+  rig.stream.synchronize();
+  EXPECT_EQ(ids.back(), (std::vector<int32_t>{1, 0, 0, 1, -1, -1}));
+  EXPECT_EQ(counts.back(), (std::vector<int32_t>{2, 2}));
+  EXPECT_EQ(slot_begin.back(), (std::vector<int32_t>{0, 2, 4}));
+  EXPECT_EQ(row_token.back(), (std::vector<int32_t>{0, 1, 0, 1, 0, 0}));
+  const float* const first = results.data();
+  EXPECT_EQ(result_of.back(), (std::vector<const float*>{first + 2, first, first + 1, first + 3, first, first}));
+}
+
 TEST_P(Gpu, ChooseSlotsAndSortFollowTheTables) {
   GpuRig rig(GetParam());
   const std::vector<int32_t> begin = {0, 1, 3, 4}, slot = {2, 0, 3, 1}, upto = {65536, 20000, 65536, 65536};
@@ -179,7 +200,10 @@ TEST_P(Gpu, ChooseSlotsAndSortFollowTheTables) {
     ids.push_back((i + 1) % 3);
   }
   const OnGpu<int32_t> gb(begin), gs(slot), gu(upto), gids(ids), counts(std::vector<int32_t>(3, 0));
-  choose_slots(rig.ctx, {gb.data(), gs.data(), gu.data(), 3, 7, 100}, gids.view(DType::kI32, {5000, 2}), counts.data());
+  const OnGpu<StepValues> values({{.step = 7, .num_tokens = 5100}});
+  SlotChoice choice{gb.data(), gs.data(), gu.data(), 3, values.data(), 0, 1};
+  choice.first_token = 100;
+  choose_slots(rig.ctx, choice, gids.view(DType::kI32, {5000, 2}), counts.data());
   const OnGpu<int32_t> slot_begin(std::vector<int32_t>(5, -1)), row_token(std::vector<int32_t>(10000, -1));
   const OnGpu<const float*> result_of(std::vector<const float*>(10000, nullptr));
   sort_by_slot(rig.ctx, gids.view(DType::kI32, {5000, 2}), 4,

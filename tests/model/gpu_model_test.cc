@@ -122,6 +122,67 @@ TEST_F(GpuModel, ABatchIsDecodedLikeItsSequencesAlone) {
   }
 }
 
+double relative_error(std::span<const float> got, std::span<const float> wanted) {
+  double error = 0, size = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    error += std::pow(double(got[i]) - wanted[i], 2);
+    size += double(wanted[i]) * wanted[i];
+  }
+  return std::sqrt(error / size);
+}
+
+// Batches that fit a recording, that fill one up, and that are too large for any, in turns and with other sequences.
+TEST_F(GpuModel, ARecordedStepGivesWhatItGivesOpByOp) {
+  for (const Backend backend : {Backend::kCudaF32, Backend::kCuda}) {
+    const RunnerOptions chosen = options(backend);
+    const auto model = must_load(chosen);
+    Runner plain(*model, chosen), recorded(*model, chosen);
+    recorded.record_decode({{2, 5}, true});
+    std::vector<int32_t> plain_counts(size_t(model->config().num_layers * model->config().num_routed_experts));
+    std::vector<int32_t> recorded_counts = plain_counts;
+    plain.expert_counts = &plain_counts;
+    recorded.expert_counts = &recorded_counts;
+    const std::vector<Prompt> prompts = load_prompts();
+    std::vector<int> all;
+    for (size_t i = 0; i < 6; ++i) {
+      all.push_back(plain.add_sequence(int32_t(prompts[i].ids.size()) + 16));
+      EXPECT_EQ(recorded.add_sequence(int32_t(prompts[i].ids.size()) + 16), all.back());
+      plain.prefill(all.back(), prompts[i].ids, 0);
+      recorded.prefill(all.back(), prompts[i].ids, 0);
+    }
+    const std::vector<std::vector<int>> batches = {{0, 1}, {2, 3, 4}, {5, 0, 1, 2, 3, 4}, {1}, {3, 0, 5, 2}, {4, 5}};
+    for (const std::vector<int>& batch : batches) {
+      std::vector<int> sequences;
+      std::vector<int32_t> tokens;
+      for (int i : batch) {
+        sequences.push_back(all[size_t(i)]);
+        tokens.push_back(prompts[size_t(i)].greedy[0]);
+      }
+      const std::vector<float> wanted = plain.decode(sequences, tokens);
+      EXPECT_FALSE(model->ran_recorded());
+      const std::vector<float> got = recorded.decode(sequences, tokens);
+      EXPECT_EQ(model->ran_recorded(), batch.size() <= 5);
+      EXPECT_LT(relative_error(got, wanted), backend == Backend::kCudaF32 ? 1e-5 : 2e-2) << batch.size();
+    }
+    if (backend == Backend::kCudaF32) {
+      EXPECT_EQ(plain_counts, recorded_counts);
+    }
+  }
+}
+
+TEST_F(GpuModel, WithoutFillingUpOnlyTheRecordedSizesRunRecorded) {
+  const RunnerOptions chosen = options(Backend::kCuda);
+  const auto model = must_load(chosen);
+  Runner runner(*model, chosen);
+  runner.record_decode({{1, 3}, false});
+  std::vector<int> sequences;
+  for (size_t rows = 1; rows <= 3; ++rows) {
+    sequences.push_back(runner.add_sequence(8));
+    runner.decode(sequences, std::vector<int32_t>(rows, 5));
+    EXPECT_EQ(model->ran_recorded(), rows != 2);
+  }
+}
+
 TEST_F(GpuModel, ExpertsAreCountedAsOnTheCpu) {
   const json::Document document = load_json(data_path("tiny/routing.json"));
   const Json prompt = items(field(document.root(), "prompts")).front();

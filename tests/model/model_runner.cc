@@ -150,14 +150,18 @@ std::vector<float> Runner::step(Phase phase, std::span<const int> sequences,
   batch.sequences = spans;
   batch.logit_rows = logit_rows;
   const bool on_gpu = is_cuda(options_.backend);
-  const device::Buffer there(device::Device::kCuda, on_gpu ? logits.size() * sizeof(float) : 0);
+  const bool records = recorded_logits_.bytes() > 0;
+  const device::Buffer own(device::Device::kCuda, on_gpu && !records ? logits.size() * sizeof(float) : 0);
+  const device::Buffer& there = records ? recorded_logits_ : own;
   batch.logits = on_gpu ? static_cast<float*>(there.data()) : logits.data();
   batch.expert_counts = expert_counts ? expert_counts->data() : nullptr;
   layers_done.clear();
-  CHECK(model_.forward(batch, *cache_, [this](int32_t layer) { layers_done.push_back(layer); }).has_value());
+  std::function<void(int32_t)> layer_done = [this](int32_t layer) { layers_done.push_back(layer); };
+  if (records) layer_done = {};  // a recorded step tells nobody
+  CHECK(model_.forward(batch, *cache_, layer_done).has_value());
   if (on_gpu) {
     model_.stream()->synchronize();
-    device::copy_bytes(logits.data(), there.data(), there.bytes());
+    device::copy_bytes(logits.data(), there.data(), logits.size() * sizeof(float));
   }
   return logits;
 }
@@ -182,6 +186,12 @@ std::vector<float> Runner::decode(std::span<const int> sequences, std::span<cons
 
 std::vector<float> Runner::prefill_batch(std::span<const int> sequences, const std::vector<std::vector<int32_t>>& ids) {
   return step(Phase::kPrefill, sequences, ids, false);
+}
+
+void Runner::record_decode(const DecodeRecording& what) {
+  const size_t rows = size_t(options_.max_sequences) * size_t(model_.config().vocab_size);
+  recorded_logits_ = device::Buffer(device::Device::kCuda, rows * sizeof(float));
+  CHECK(model_.record_decode(what, *cache_, static_cast<float*>(recorded_logits_.data())).has_value());
 }
 
 void Runner::idle() { step(Phase::kDecode, {}, {}, false); }

@@ -62,6 +62,9 @@ class Runner {
   // One prefill step over the given rows of several sequences at once; logits of each one's last row.
   std::vector<float> prefill_batch(std::span<const int> sequences, const std::vector<std::vector<int32_t>>& ids);
 
+  // From now on decode steps run from recordings where the model finds one.
+  void record_decode(const DecodeRecording& what);
+
   // A step without tokens: takes part in the exchanges of the group.
   void idle();
 
@@ -84,6 +87,7 @@ class Runner {
   const std::shared_ptr<kv::KvStorage> cache_;
   std::vector<int32_t> free_blocks_;
   std::vector<Sequence> sequences_;
+  device::Buffer recorded_logits_;
   uint64_t steps_ = 0;
 };
 

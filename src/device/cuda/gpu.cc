@@ -104,6 +104,31 @@ float Event::milliseconds_since(const Event& earlier) const {
   return milliseconds;
 }
 
+Graph::Graph(Graph&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+Graph& Graph::operator=(Graph&& other) noexcept {
+  std::swap(handle_, other.handle_);
+  return *this;
+}
+Graph::~Graph() {
+  if (handle_ != nullptr) static_cast<void>(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(handle_)));
+}
+void Graph::begin_recording(const Stream& stream) {
+  check(cudaStreamBeginCapture(raw(stream), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+}
+Graph Graph::end_recording(const Stream& stream) {
+  cudaGraph_t recorded = nullptr;
+  check(cudaStreamEndCapture(raw(stream), &recorded), "cudaStreamEndCapture");
+  cudaGraphExec_t ready = nullptr;
+  check(cudaGraphInstantiate(&ready, recorded, 0), "cudaGraphInstantiate");
+  check(cudaGraphDestroy(recorded), "cudaGraphDestroy");
+  Graph graph;
+  graph.handle_ = ready;
+  return graph;
+}
+void Graph::launch(const Stream& stream) const {
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(handle_), raw(stream)), "cudaGraphLaunch");
+}
+
 void copy_async(const Stream& stream, void* to, const void* from, size_t bytes) {
   if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, raw(stream)), "cudaMemcpyAsync");
 }
@@ -117,6 +142,11 @@ void* gpu_allocate(size_t bytes) {
   check(cudaMemset(data, 0, bytes), "cudaMemset");
   check(cudaDeviceSynchronize(), "cudaMemset");  // other streams do not wait for it
   return data;
+}
+int64_t gpu_free_bytes() {
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return int64_t(free);
 }
 void gpu_free(void* data) { static_cast<void>(cudaFree(data)); }
 void* gpu_allocate_pinned(size_t bytes) {

@@ -28,9 +28,17 @@ bool Event::is_done() const { missing("is_done"); }
 void Event::synchronize() const { missing("synchronize"); }
 float Event::milliseconds_since(const Event&) const { missing("milliseconds_since"); }
 
+Graph::Graph(Graph&&) noexcept = default;
+Graph& Graph::operator=(Graph&&) noexcept = default;
+Graph::~Graph() = default;
+void Graph::begin_recording(const Stream&) { missing("begin_recording"); }
+Graph Graph::end_recording(const Stream&) { missing("end_recording"); }
+void Graph::launch(const Stream&) const { missing("launch"); }
+
 void copy_async(const Stream&, void*, const void*, size_t) { missing("copy_async"); }
 void fill_async(const Stream&, void*, int, size_t) { missing("fill_async"); }
 void* gpu_allocate(size_t) { missing("gpu_allocate"); }
+int64_t gpu_free_bytes() { missing("gpu_free_bytes"); }
 void gpu_free(void*) { missing("gpu_free"); }
 void* gpu_allocate_pinned(size_t) { missing("gpu_allocate_pinned"); }
 void gpu_free_pinned(void*) { missing("gpu_free_pinned"); }

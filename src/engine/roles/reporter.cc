@@ -47,8 +47,8 @@ void Reporter::decode_done(int32_t num_running, int64_t tokens, const LoadFigure
   if (steps_since_line_ < core_.config.decode_log_interval) return;
   steps_since_line_ = 0;
   core_.last_gen_throughput = generated_.take(core_.now());
-  log::write(log::Level::kInfo, core_.config.log_scope,
-             decode_line({num_running, core_.last_gen_throughput}, load, core_.config.role == Role::kDecode));
+  const DecodeFigures figures{num_running, core_.last_gen_throughput, core_.parts.model->ran_recorded()};
+  log::write(log::Level::kInfo, core_.config.log_scope, decode_line(figures, load, core_.config.role == Role::kDecode));
   show(load, new_token_ratio);
 }
 

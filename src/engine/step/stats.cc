@@ -43,9 +43,8 @@ std::string decode_line(const DecodeFigures& batch, const LoadFigures& load, boo
                         share(load.preallocated_tokens, load.total_tokens), load.prealloc, load.transferring,
                         load.retracted);
   }
-  // No graphs on the CPU.
-  line += fmt::format("cuda graph: False, gen throughput (token/s): {:.2f}, #queue-req: {}, ", batch.throughput,
-                      load.queued);
+  line += fmt::format("cuda graph: {}, gen throughput (token/s): {:.2f}, #queue-req: {}, ",
+                      batch.is_recorded ? "True" : "False", batch.throughput, load.queued);
   return line;
 }
 

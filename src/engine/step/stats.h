@@ -28,6 +28,7 @@ std::string prefill_line(const PrefillFigures& batch, const LoadFigures& load, b
 struct DecodeFigures {
   int32_t running = 0;
   double throughput = 0;
+  bool is_recorded = false;  // the step ran as a CUDA graph
 };
 std::string decode_line(const DecodeFigures& batch, const LoadFigures& load, bool is_pd_decode);
 

@@ -23,13 +23,18 @@ __global__ void choose_slots_kernel(SlotChoice c, int64_t pairs, int top_k, int3
   if (pair >= pairs) return;
   const int64_t token = c.first_token + pair / top_k;
   const int k = int(pair % top_k);
+  if (token >= c.values->num_tokens) {
+    ids[pair] = -1;
+    return;
+  }
+  const uint64_t seed = c.values->step * c.num_layers + c.layer;
   int32_t expert = ids[pair];
   if (c.fakes_routing) {
     expert =
-        int32_t((draw_of(c.seed, uint64_t(token), 0) + uint32_t(k * c.num_experts / top_k)) % uint32_t(c.num_experts));
+        int32_t((draw_of(seed, uint64_t(token), 0) + uint32_t(k * c.num_experts / top_k)) % uint32_t(c.num_experts));
   }
   if (counts != nullptr) atomicAdd(counts + expert, 1);
-  const int32_t draw = int32_t(draw_of(c.seed, uint64_t(token), uint64_t(k)));
+  const int32_t draw = int32_t(draw_of(seed, uint64_t(token), uint64_t(k)));
   int32_t i = c.begin[expert];
   while (draw >= c.upto[i]) ++i;
   ids[pair] = c.slot[i];
@@ -61,7 +66,7 @@ __global__ void __launch_bounds__(kSortThreads)
   __shared__ int parts[32];
   const int slot = blockIdx.x;
   int below = 0, total = 0;
-  for (int i = threadIdx.x; i < pairs; i += kSortThreads) below += slots[i] < slot ? 1 : 0;
+  for (int i = threadIdx.x; i < pairs; i += kSortThreads) below += slots[i] >= 0 && slots[i] < slot ? 1 : 0;
   block_prefix(below, parts, total);
   int next = total;
   if (threadIdx.x == 0) sort.slot_begin[slot] = next;
@@ -73,9 +78,12 @@ __global__ void __launch_bounds__(kSortThreads)
       sort.row_token[at] = i / top_k;
       sort.result_of[i] = sort.results + int64_t(at) * sort.width;
     }
+    if (slot == 0 && i < pairs && slots[i] < 0) sort.result_of[i] = sort.results;
     next += total;
   }
-  if (slot == int(gridDim.x) - 1 && threadIdx.x == 0) sort.slot_begin[slot + 1] = next;
+  if (slot < int(gridDim.x) - 1) return;
+  if (threadIdx.x == 0) sort.slot_begin[slot + 1] = next;
+  for (int i = next + int(threadIdx.x); i < pairs; i += kSortThreads) sort.row_token[i] = 0;
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ __device__ float rotated(const float* pair_of, const float* cos_sin, int i) {
 __global__ void write_cache_kernel(const float* kv_a, int64_t stride, const float* weight, float epsilon, int lora,
                                    const int32_t* positions, const int32_t* slots, RopeTable rope, Elements cache) {
   __shared__ float parts[32];
+  if (slots[blockIdx.x] < 0) return;
   const float* row = kv_a + int64_t(blockIdx.x) * stride;
   float sum = 0;
   for (int i = threadIdx.x; i < lora; i += blockDim.x) sum += row[i] * row[i];

@@ -1,6 +1,6 @@
 #include "model/arch/gpu_step.h"
 
-#include <cstring>
+#include <algorithm>
 
 #include "base/check.h"
 
@@ -14,12 +14,13 @@ constexpr size_t kPieceAlign = 64;
 
 size_t round_up(size_t bytes) { return (bytes + kPieceAlign - 1) / kPieceAlign * kPieceAlign; }
 
-// Ids, positions, slots, rows of logits; the sequences of two halves; block tables with blocks of one token.
+// The step's values; ids, positions, slots, rows of logits; the sequences of two halves; block tables with blocks of
+// one token.
 size_t input_bytes(const ForwardLimits& limits) {
   const size_t ids = 4 * round_up(size_t(limits.max_tokens) * sizeof(int32_t));
   const size_t sequences = 2 * round_up(size_t(limits.max_sequences + 1) * sizeof(kernels::SequenceSpan));
   const size_t blocks = size_t(limits.max_sequences + 1) * round_up(size_t(limits.max_context) * sizeof(int32_t));
-  return ids + sequences + blocks;
+  return round_up(sizeof(kernels::StepValues)) + ids + sequences + blocks;
 }
 
 size_t count_bytes(const ModelConfig& config) {
@@ -77,17 +78,19 @@ GpuStep::Piece GpuStep::take(size_t bytes) {
   return piece;
 }
 
-std::span<const int32_t> GpuStep::send(std::span<const int32_t> values) {
-  if (values.empty()) return {};
-  const Piece piece = take(values.size_bytes());
-  std::memcpy(piece.host, values.data(), values.size_bytes());
-  return {reinterpret_cast<const int32_t*>(piece.gpu), values.size()};
+std::span<const int32_t> GpuStep::send(std::span<const int32_t> values, size_t size, int32_t filling) {
+  if (size == 0) return {};
+  const Piece piece = take(size * sizeof(int32_t));
+  auto* out = reinterpret_cast<int32_t*>(piece.host);
+  std::fill(std::copy(values.begin(), values.end(), out), out + size, filling);
+  return {reinterpret_cast<const int32_t*>(piece.gpu), size};
 }
 
+// What fills up has one key, in whatever is the cache's first row.
 std::span<const kernels::SequenceSpan> GpuStep::send(std::span<const kernels::SequenceSpan> sequences,
-                                                     int32_t block_tokens) {
-  if (sequences.empty()) return {};
-  const Piece piece = take(sequences.size_bytes());
+                                                     int32_t block_tokens, size_t size) {
+  if (size == 0) return {};
+  const Piece piece = take(size * sizeof(kernels::SequenceSpan));
   auto* out = reinterpret_cast<kernels::SequenceSpan*>(piece.host);
   for (const kernels::SequenceSpan& sequence : sequences) {
     const size_t tokens = size_t(sequence.prefix_len + sequence.num_rows);
@@ -96,30 +99,62 @@ std::span<const kernels::SequenceSpan> GpuStep::send(std::span<const kernels::Se
     out->block_table = send({sequence.block_table, blocks}).data();
     ++out;
   }
-  return {reinterpret_cast<const kernels::SequenceSpan*>(piece.gpu), sequences.size()};
+  const int32_t first_block = 0;
+  const int32_t* table = size > sequences.size() ? send({&first_block, 1}).data() : nullptr;
+  for (size_t i = sequences.size(); i < size; ++i) *out++ = {int32_t(i), 1, 0, table};
+  return {reinterpret_cast<const kernels::SequenceSpan*>(piece.gpu), size};
+}
+
+void GpuStep::begin(const ForwardBatch& batch) {
+  if (in_flight_) sent_.synchronize();  // the staging memory is still being read
+  used_ = 0;
+  const Piece piece = take(sizeof(kernels::StepValues));
+  *reinterpret_cast<kernels::StepValues*>(piece.host) = {batch.step, int64_t(batch.token_ids.size())};
+  values_ = reinterpret_cast<const kernels::StepValues*>(piece.gpu);
+}
+
+void GpuStep::finish() {
+  device::copy_async(stream_, inputs_.data(), staging_.data(), used_);
+  sent_.record(stream_);
+  in_flight_ = true;
+  device::fill_async(stream_, counts_.data(), 0, counts_.bytes());
 }
 
 ForwardBatch GpuStep::upload(const ForwardBatch& batch, int32_t block_tokens, std::span<BatchPart> parts) {
-  if (in_flight_) sent_.synchronize();  // the staging memory is still being read
-  used_ = 0;
+  begin(batch);
   ForwardBatch there = batch;
   there.token_ids = send(batch.token_ids);
   there.positions = send(batch.positions);
   there.slots = send(batch.slots);
   there.logit_rows = send(batch.logit_rows);
   there.sequences = {};
-  for (BatchPart& part : parts) part.sequences = send(part.sequences, block_tokens);
-  device::copy_async(stream_, inputs_.data(), staging_.data(), used_);
-  sent_.record(stream_);
-  in_flight_ = true;
-  if (batch.expert_counts != nullptr) device::fill_async(stream_, counts_.data(), 0, counts_.bytes());
+  for (BatchPart& part : parts) part.sequences = send(part.sequences, block_tokens, part.sequences.size());
+  finish();
+  return there;
+}
+
+ForwardBatch GpuStep::upload_filled(const ForwardBatch& batch, int32_t block_tokens, int64_t rows, BatchPart& part) {
+  begin(batch);
+  const auto size = size_t(rows);
+  ForwardBatch there = batch;
+  there.token_ids = send(batch.token_ids, size, 0);
+  there.positions = send(batch.positions, size, 0);
+  there.slots = send(batch.slots, size, -1);
+  there.logit_rows = send(batch.logit_rows, size, 0);
+  there.sequences = {};
+  part = {send(batch.sequences, block_tokens, size), 0, rows};
+  finish();
   return there;
 }
 
 kernels::SlotChoice GpuStep::choice(int32_t layer) const {
   const Table& table = table_of_layer_[size_t(layer)];
   const auto* base = static_cast<const int32_t*>(tables_.data());
-  return {base + table.begin, base + table.slot, base + table.upto, num_experts_};
+  kernels::SlotChoice choice{base + table.begin, base + table.slot, base + table.upto, num_experts_};
+  choice.values = values_;
+  choice.layer = uint64_t(layer);
+  choice.num_layers = uint64_t(num_layers_);
+  return choice;
 }
 
 int32_t* GpuStep::counts(int32_t layer) const {

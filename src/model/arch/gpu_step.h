@@ -20,8 +20,11 @@ class GpuStep {
   static int64_t bytes(const ModelConfig& config, const ForwardLimits& limits);
 
   // Sends the inputs on their way. The batch that comes back, and from now on the parts' sequences, lie in the GPU's
-  // memory.
+  // memory, at addresses that depend on nothing but the rows of the batch.
   ForwardBatch upload(const ForwardBatch& batch, int32_t block_tokens, std::span<BatchPart> parts);
+  // A decode batch of one token and one row of logits each, filled up to `rows` with rows that nothing comes of: their
+  // caches are not written, and they take no slot.
+  ForwardBatch upload_filled(const ForwardBatch& batch, int32_t block_tokens, int64_t rows, BatchPart& part);
 
   kernels::SlotChoice choice(int32_t layer) const;
   int32_t* counts(int32_t layer) const;  // [num_routed_experts], zero at upload()
@@ -38,8 +41,13 @@ class GpuStep {
     std::byte* gpu;
   };
   Piece take(size_t bytes);
-  std::span<const int32_t> send(std::span<const int32_t> values);
-  std::span<const kernels::SequenceSpan> send(std::span<const kernels::SequenceSpan> sequences, int32_t block_tokens);
+  void begin(const ForwardBatch& batch);
+  void finish();
+  // Values, then `filling` up to `size` of them.
+  std::span<const int32_t> send(std::span<const int32_t> values, size_t size, int32_t filling);
+  std::span<const int32_t> send(std::span<const int32_t> values) { return send(values, values.size(), 0); }
+  std::span<const kernels::SequenceSpan> send(std::span<const kernels::SequenceSpan> sequences, int32_t block_tokens,
+                                              size_t size);
   void copy_tables(const ExpertSlots& slots, bool loop_back);
 
   const int32_t num_experts_, num_layers_;
@@ -47,6 +55,7 @@ class GpuStep {
   device::Buffer staging_, inputs_, tables_, counts_;
   std::vector<Table> table_of_layer_;
   size_t used_ = 0;
+  const kernels::StepValues* values_ = nullptr;
   device::Event sent_;
   bool in_flight_ = false;
 };

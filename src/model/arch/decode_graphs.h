@@ -1,0 +1,36 @@
+// Decode steps recorded for the GPU, one per batch size. Which of them a batch can run as: the next larger one, filled
+// up. Owner: the engine thread.
+#pragma once
+
+#include <vector>
+
+#include "device/gpu.h"
+#include "model/model.h"
+
+namespace tandem::model {
+
+class DecodeGraphs {
+ public:
+  struct Recorded {
+    int32_t rows = 0;
+    device::Graph graph;
+  };
+
+  DecodeGraphs() = default;  // none
+  // Of steps that use this cache and write these logits. fills_up: false: only batches of just the recorded sizes.
+  DecodeGraphs(bool fills_up, const kv::KvStorage& cache, const float* logits)
+      : fills_up_(fills_up), cache_(&cache), logits_(logits) {}
+
+  // Sizes ascending.
+  void add(int32_t rows, device::Graph graph);
+  // Null: the batch runs op by op.
+  const Recorded* find(const ForwardBatch& batch, const kv::KvStorage& cache) const;
+
+ private:
+  bool fills_up_ = true;
+  const kv::KvStorage* cache_ = nullptr;
+  const float* logits_ = nullptr;
+  std::vector<Recorded> recorded_;
+};
+
+}  // namespace tandem::model
