@@ -141,7 +141,7 @@ Result<std::unique_ptr<EmulatedRank>> EmulatedRank::create(Plan plan) {
   std::iota(self->blocks_.begin(), self->blocks_.end(), 0);
   std::shuffle(self->blocks_.begin(), self->blocks_.end(), std::mt19937(1));
   if (self->plan_.records) {
-    RETURN_IF_ERROR(self->model_->record_decode({{int32_t(self->plan_.batch)}, true}, *self->cache_,
+    RETURN_IF_ERROR(self->model_->record_decode({.batch_sizes = {int32_t(self->plan_.batch)}}, *self->cache_,
                                                 static_cast<float*>(self->logits_.data())));
   }
   return self;

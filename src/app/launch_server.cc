@@ -8,6 +8,7 @@
 #include "app/machine.h"
 #include "app/memory_plan.h"
 #include "app/resolve.h"
+#include "app/resolve_gpu.h"
 #include "app/server_flags.h"
 #include "app/server_process.h"
 #include "app/signals.h"
@@ -31,9 +32,11 @@ log::Level log_level(const std::string& name) {
 // Instruction set: what was asked for, if this CPU has it; else the best there is, or the plain loops.
 Status choose_kernels(ResolvedConfig& config) {
   if (is_cuda(config.backend)) {
-    ASSIGN_OR_RETURN(const device::GpuInfo gpu, device::find_gpu(0));
-    log::info("GPU {}: {}, {} multiprocessors, {:.2f} of {:.2f} GB free", gpu.index, gpu.name, gpu.num_multiprocessors,
-              double(gpu.free_bytes) / 1e9, double(gpu.total_bytes) / 1e9);
+    for (int32_t rank = 0; rank < config.num_ranks; ++rank) {
+      ASSIGN_OR_RETURN(const device::GpuInfo gpu, device::find_gpu(gpu_of(config, rank)));
+      log::info("GPU {}: {}, {} multiprocessors, {:.2f} of {:.2f} GB free", gpu.index, gpu.name,
+                gpu.num_multiprocessors, double(gpu.free_bytes) / 1e9, double(gpu.total_bytes) / 1e9);
+    }
     if (!config.isa_given) config.isa = kernels::best_isa();  // tokens are drawn on the CPU
     return Ok{};
   }

@@ -61,8 +61,9 @@ Result<MemoryPlan> plan_memory(const ResolvedConfig& config, int num_threads, in
   const int64_t element = int64_t(size_of(config.kv_dtype));
   const int64_t token_bytes =
       int64_t(config.model.num_layers) * (config.model.kv_lora_rank + config.model.rope_dim) * element;
-  // The ranks of an attention group share one KV pool, and their first one samples.
-  const int64_t ranks = config.num_ranks, groups = std::max<int64_t>(1, ranks / config.attn_tp_size);
+  // The ranks of an attention group share one KV pool, and their first one samples. On GPUs each has one for itself.
+  const int64_t ranks = is_cuda(config.backend) ? 1 : config.num_ranks,
+                groups = std::max<int64_t>(1, ranks / config.attn_tp_size);
   const int64_t of_rank = plan.expert_bytes + plan.workspace_bytes + plan.exchange_bytes;
   const int64_t fixed = plan.weight_bytes + ranks * of_rank + groups * plan.logits_bytes;
   const double fraction = config.mem_fraction_static > 0 ? config.mem_fraction_static : kDefaultMemFraction;

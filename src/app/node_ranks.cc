@@ -50,6 +50,7 @@ struct RankParts {
   }
 
   const std::unique_ptr<profile::Recorder> spans;  // the model holds on to it
+  int32_t gpu = 0;
   profile::SharedRecorder transfer_spans;
   std::unique_ptr<model::Model> model;
   std::unique_ptr<engine::ExpertPort> experts;  // null: no routed experts
@@ -87,7 +88,10 @@ class NodeRanksImpl final : public NodeRanks {
     if (balancer_) balancer_thread_ = std::jthread([this](std::stop_token stop) { balancer_->run(stop); });
     if (follower_) balancer_thread_ = std::jthread([this](std::stop_token stop) { follower_->run(stop); });
     for (const auto& rank : ranks_) {
-      rank->thread = std::jthread([&engine = *rank->engine](std::stop_token stop) { engine.run(stop); });
+      rank->thread = std::jthread([this, &rank = *rank](std::stop_token stop) {
+        use_gpu(rank);
+        rank.engine->run(stop);
+      });
     }
   }
   std::optional<std::string> lost() const override;
@@ -112,6 +116,12 @@ class NodeRanksImpl final : public NodeRanks {
   std::string announced_host() const;
   Status build_engines();
   Status build_engine(size_t index, std::unique_ptr<parallel::Communicator> communicator);
+  Status build_gpu_engines(std::vector<std::unique_ptr<parallel::Communicator>> communicators);
+  // On the calling thread, before anything that allocates or runs there. Nothing on the CPU.
+  void use_gpu(const RankParts& rank) const {
+    if (is_cuda(config_.backend)) device::use_gpu(rank.gpu);
+  }
+  Status use_gpus(const parallel::ExchangeShape& shape, std::vector<model::RankOptions>& ranks) const;
   bool moves_between_nodes() const;
   Status open_expert_ports();
   void build_balancer();
@@ -215,14 +225,9 @@ Status NodeRanksImpl::load() {
     rank.clock = parts_.clock;
     rank.spans = recorders.emplace_back(std::make_unique<profile::Recorder>(*parts_.clock)).get();
     if (config_.attn_tp_size > 1) rank.attention = std::move(seats[size_t(i)]);
-    if (is_cuda(config_.backend)) {
-      ASSIGN_OR_RETURN(device::Stream stream, device::Stream::create());
-      rank.stream = std::make_shared<const device::Stream>(std::move(stream));
-      if (shape.top_k > 0) rank.exchange = parallel::make_gpu_exchange(shape, config_.backend, rank.stream);
-      continue;
-    }
-    if (shape.top_k > 0) rank.exchange = std::move(exchanges[size_t(i)]);
+    if (!exchanges.empty()) rank.exchange = std::move(exchanges[size_t(i)]);
   }
+  if (is_cuda(config_.backend)) RETURN_IF_ERROR(use_gpus(shape, rank_options));
   ASSIGN_OR_RETURN(std::vector<std::unique_ptr<model::Model>> models,
                    model::load_ranks(options, std::move(rank_options)));
   log::info("Load weight end. type={}, dtype={}, avail mem={:.2f} GB, mem usage={:.2f} GB.", config_.model.architecture,
@@ -239,6 +244,8 @@ void NodeRanksImpl::add_rank(std::unique_ptr<model::Model> model, std::unique_pt
   RankParts& rank =
       *ranks_.emplace_back(std::make_unique<RankParts>(kTransferQueue, std::move(recorder), *parts_.clock));
   rank.model = std::move(model);
+  rank.gpu = gpu_of(config_, number);
+  use_gpu(rank);
   if (!is_leader(number)) {
     rank.cache = ranks_[size_t(number) - 1]->cache;
     rank.plans = ranks_[size_t(number) - 1]->plans;
@@ -311,10 +318,49 @@ Status NodeRanksImpl::build_engines() {
   std::vector<std::unique_ptr<parallel::Communicator>> communicators =
       parts_.nodes ? parts_.nodes->communicators(kRankDeadline)
                    : parallel::make_local_communicators(config_.num_ranks, kRankDeadline);
+  if (is_cuda(config_.backend)) {
+    RETURN_IF_ERROR(build_gpu_engines(std::move(communicators)));
+  } else {
+    for (size_t i = 0; i < ranks_.size(); ++i) RETURN_IF_ERROR(build_engine(i, std::move(communicators[i])));
+  }
   for (size_t i = 0; i < ranks_.size(); ++i) {
-    RETURN_IF_ERROR(build_engine(i, std::move(communicators[i])));
     if (is_leader(int32_t(i))) group_.add(*ranks_[i]->engine);
   }
+  return Ok{};
+}
+
+// All at the same time: steps are recorded after a run, in which ranks meet each other.
+Status NodeRanksImpl::build_gpu_engines(std::vector<std::unique_ptr<parallel::Communicator>> communicators) {
+  std::vector<Status> built(ranks_.size());
+  std::vector<std::jthread> threads;
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    threads.emplace_back([&, i] {
+      use_gpu(*ranks_[i]);
+      built[i] = build_engine(i, std::move(communicators[i]));
+    });
+  }
+  threads.clear();
+  for (const Status& status : built) RETURN_IF_ERROR(status);
+  return Ok{};
+}
+
+// A stream for each rank, and the exchange between them.
+Status NodeRanksImpl::use_gpus(const parallel::ExchangeShape& shape, std::vector<model::RankOptions>& ranks) const {
+  std::vector<parallel::PeerSeat> seats;
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    ranks[i].gpu = gpu_of(config_, int32_t(i));
+    device::use_gpu(ranks[i].gpu);
+    ASSIGN_OR_RETURN(device::Stream stream, device::Stream::create());
+    ranks[i].stream = std::make_shared<const device::Stream>(std::move(stream));
+    seats.push_back({ranks[i].gpu, ranks[i].stream, kRankDeadline});
+  }
+  if (shape.top_k == 0) return Ok{};
+  if (ranks.size() == 1) {
+    ranks[0].exchange = parallel::make_gpu_exchange(shape, config_.backend, ranks[0].stream);
+    return Ok{};
+  }
+  ASSIGN_OR_RETURN(auto exchanges, parallel::make_peer_exchanges(shape, config_.backend, seats));
+  for (size_t i = 0; i < ranks.size(); ++i) ranks[i].exchange = std::move(exchanges[i]);
   return Ok{};
 }
 

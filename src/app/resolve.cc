@@ -60,7 +60,7 @@ struct Resolver {
     range("eplb_spare_slots", 0, kMany);
     range("eplb_bytes_per_step", 1, INT64_MAX);
     range("ep_num_redundant_experts", 0, kMany);
-    range("node_rank", 0, kMany);
+    for (const char* field : {"node_rank", "base_gpu_id", "gpu_id_step"}) range(field, 0, kMany);
     range("log_requests_level", 0, 3);
     range("priority_scheduling_preemption_threshold", 0, kMany - 1);
     range("random_seed", 0, INT64_MAX);

@@ -10,6 +10,7 @@
 #include "app/memory_plan.h"
 #include "app/node_ranks.h"
 #include "app/nodes.h"
+#include "app/resolve_gpu.h"
 #include "app/signals.h"
 #include "base/log.h"
 #include "device/gpu.h"
@@ -91,7 +92,7 @@ Status ProcessImpl::build() {
   num_threads_ = config_.flags.has("num_threads") ? int(config_.flags.integer("num_threads")) : num_usable_cpus();
   int64_t free_bytes = available_memory_bytes();
   if (is_cuda(config_.backend)) {
-    ASSIGN_OR_RETURN(const device::GpuInfo gpu, device::find_gpu(0));
+    ASSIGN_OR_RETURN(const device::GpuInfo gpu, device::find_gpu(gpu_of(config_, 0)));
     free_bytes = gpu.free_bytes;
   }
   ASSIGN_OR_RETURN(MemoryPlan plan, plan_memory(config_, num_threads_, free_bytes));

@@ -1,10 +1,11 @@
-// The GPU: whether one can be used, its memory, order on it (Stream, Event, Graph) and copies. In a build without CUDA no GPU
-// is found, and everything else is never reached. A fault of the GPU is sticky: whoever meets it ends the process with
-// one line, so that no caller goes on with half a step. Any thread; a Stream has one owner.
+// The GPU: whether one can be used, its memory, order on it (Stream, Event, Graph) and copies. In a build without CUDA
+// no GPU is found, and everything else is never reached. A fault of the GPU is sticky: whoever meets it ends the
+// process with one line, so that no caller goes on with half a step. Any thread; a Stream has one owner.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,18 @@ bool built_with_cuda();
 Result<GpuInfo> find_gpu(int32_t index);
 // Makes it the one of the calling thread.
 void use_gpu(int32_t index);
+// Kernels on each of these read and write the memory of the others. kNotFound, naming a pair that cannot.
+Status share_memory(std::span<const int32_t> gpus);
+
+// Host memory that kernels write before they give up on a peer: what they waited for, said by whoever meets the fault.
+// One for the process; there is one fault at most.
+struct WaitFault {
+  int32_t rank = 0, missing_rank = 0;
+  uint64_t exchange = 0;  // counts from one; 0: no fault
+  int32_t seconds = 0;
+  bool is_answer = false;  // it waited for results; else for rows
+};
+WaitFault* wait_fault();
 
 // Commands in order. Kernels that are given none run on the default stream.
 class Stream {

@@ -57,7 +57,9 @@ struct ForwardLimits {
 // Which decode steps a GPU is to run from a recording (CUDA graphs).
 struct DecodeRecording {
   std::vector<int32_t> batch_sizes;  // ascending; none: all steps are sent op by op
-  bool fills_up = true;              // batches in between run as the next larger one
+  // Of these steps, where there are other ranks; in another mode they are sent op by op.
+  parallel::ExchangeMode exchange_mode = parallel::ExchangeMode::kNormal;
+  bool fills_up = true;  // batches in between run as the next larger one
 };
 
 class Model {
@@ -104,6 +106,7 @@ struct RankOptions {
   profile::Recorder* spans = nullptr;                   // of its engine thread; null: nothing is recorded
   // GPU backends: what the rank's kernels run on, in order. Shared with the exchange, whose kernels run on it, too.
   std::shared_ptr<const device::Stream> stream = nullptr;
+  int32_t gpu = 0;  // where the rank's weights and memory lie; a thread that calls its model must use it
 };
 
 struct LoadOptions {

@@ -88,4 +88,16 @@ std::unique_ptr<ExpertExchange> make_gpu_exchange(const ExchangeShape& shape, ke
                                                   std::shared_ptr<const device::Stream> stream);
 int64_t gpu_exchange_bytes(const ExchangeShape& shape);
 
+// All ranks of one process, a GPU each, whose kernels write into each other's memory. deadline: after which a GPU that
+// waits for a peer ends the process (whole seconds). Errors: more ranks than can see each other, GPUs that cannot.
+struct PeerSeat {
+  int32_t gpu = 0;
+  std::shared_ptr<const device::Stream> stream;
+  Duration deadline{};
+};
+Result<std::vector<std::unique_ptr<ExpertExchange>>> make_peer_exchanges(const ExchangeShape& shape,
+                                                                         kernels::Backend backend,
+                                                                         std::span<const PeerSeat> seats);
+int64_t peer_exchange_bytes(const ExchangeShape& shape);
+
 }  // namespace tandem::parallel

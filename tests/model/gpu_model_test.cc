@@ -137,7 +137,7 @@ TEST_F(GpuModel, ARecordedStepGivesWhatItGivesOpByOp) {
     const RunnerOptions chosen = options(backend);
     const auto model = must_load(chosen);
     Runner plain(*model, chosen), recorded(*model, chosen);
-    recorded.record_decode({{2, 5}, true});
+    recorded.record_decode({.batch_sizes = {2, 5}});
     std::vector<int32_t> plain_counts(size_t(model->config().num_layers * model->config().num_routed_experts));
     std::vector<int32_t> recorded_counts = plain_counts;
     plain.expert_counts = &plain_counts;
@@ -174,7 +174,7 @@ TEST_F(GpuModel, WithoutFillingUpOnlyTheRecordedSizesRunRecorded) {
   const RunnerOptions chosen = options(Backend::kCuda);
   const auto model = must_load(chosen);
   Runner runner(*model, chosen);
-  runner.record_decode({{1, 3}, false});
+  runner.record_decode({.batch_sizes = {1, 3}, .exchange_mode = {}, .fills_up = false});
   std::vector<int> sequences;
   for (size_t rows = 1; rows <= 3; ++rows) {
     sequences.push_back(runner.add_sequence(8));

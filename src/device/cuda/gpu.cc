@@ -12,7 +12,12 @@ namespace {
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  check_failed("GPU", 0, fmt::format("{}: {}", what, cudaGetErrorString(error)).c_str());
+  std::string why = fmt::format("{}: {}", what, cudaGetErrorString(error));
+  if (const WaitFault& fault = *wait_fault(); fault.exchange != 0) {
+    why = fmt::format("rank {} waited {} s for the {} of rank {} in exchange {} ({})", fault.rank, fault.seconds,
+                      fault.is_answer ? "results" : "rows", fault.missing_rank, fault.exchange, why);
+  }
+  check_failed("GPU", 0, why.c_str());
 }
 
 cudaStream_t raw(const Stream& stream) { return static_cast<cudaStream_t>(stream.handle()); }
@@ -49,6 +54,37 @@ Result<GpuInfo> find_gpu(int32_t index) {
 }
 
 void use_gpu(int32_t index) { check(cudaSetDevice(index), "cudaSetDevice"); }
+
+Status share_memory(std::span<const int32_t> gpus) {
+  int before = 0;
+  check(cudaGetDevice(&before), "cudaGetDevice");
+  Status status = Ok{};
+  for (const int32_t gpu : gpus) {
+    use_gpu(gpu);
+    for (const int32_t peer : gpus) {
+      if (peer == gpu) continue;
+      int can = 0;
+      check(cudaDeviceCanAccessPeer(&can, gpu, peer), "cudaDeviceCanAccessPeer");
+      const cudaError_t error = can != 0 ? cudaDeviceEnablePeerAccess(peer, 0) : cudaErrorPeerAccessUnsupported;
+      if (error == cudaSuccess || error == cudaErrorPeerAccessAlreadyEnabled) continue;
+      status =
+          not_found(fmt::format("GPU {} cannot reach the memory of GPU {}: {}", gpu, peer, cudaGetErrorString(error)));
+    }
+  }
+  static_cast<void>(cudaGetLastError());  // "already enabled" is none
+  use_gpu(before);
+  return status;
+}
+
+// The driver makes pinned memory known to all GPUs under the same address.
+WaitFault* wait_fault() {
+  static WaitFault* const fault = [] {
+    void* memory = nullptr;
+    if (cudaHostAlloc(&memory, sizeof(WaitFault), cudaHostAllocPortable) != cudaSuccess) return new WaitFault;
+    return new (memory) WaitFault;
+  }();
+  return fault;
+}
 
 Result<Stream> Stream::create() {
   cudaStream_t handle = nullptr;

@@ -28,6 +28,9 @@ bool Event::is_done() const { missing("is_done"); }
 void Event::synchronize() const { missing("synchronize"); }
 float Event::milliseconds_since(const Event&) const { missing("milliseconds_since"); }
 
+Status share_memory(std::span<const int32_t>) { missing("share_memory"); }
+WaitFault* wait_fault() { missing("wait_fault"); }
+
 Graph::Graph(Graph&&) noexcept = default;
 Graph& Graph::operator=(Graph&&) noexcept = default;
 Graph::~Graph() = default;

@@ -242,9 +242,7 @@ void launch(const Context& ctx, const MlaShape& shape, const PagedCache& cache, 
   const int64_t width = shape.row_width(), rows = in.num_tokens * shape.num_heads;
   const auto kernel = latent_attention_kernel<kLora>;
   const size_t shared = sizeof(Shared<kLora>) + 1024;
-  static const cudaError_t raised =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
-  CHECK(raised == cudaSuccess);
+  allow_shared<latent_attention_kernel<kLora>>(shared);
   const MatrixMap q{in.q, DType::kBF16, width, rows, 1, width * 2, 0, kRows};
   const MatrixMap keys{cache.base, DType::kBF16, width, int64_t(cache.num_blocks) * cache.block_tokens,
                        1,          width * 2,    0,     std::min(cache.block_tokens, kKeys)};

@@ -5,6 +5,7 @@
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdint>
 
 #include "base/check.h"
@@ -25,6 +26,18 @@ inline void check_launch(const Context& ctx, const char* op) {
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) check_failed(op, 0, cudaGetErrorString(error));
   if (ctx.launches != nullptr) ctx.launches->mark(*ctx.stream, op);
+}
+
+// More shared memory than a kernel has without asking. Once for each kernel and GPU.
+template <auto kernel>
+void allow_shared(size_t bytes) {
+  static std::atomic<uint64_t> allowed{0};  // a bit per GPU
+  int gpu = 0;
+  CHECK(cudaGetDevice(&gpu) == cudaSuccess && gpu < 64);
+  const uint64_t bit = uint64_t(1) << gpu;
+  if ((allowed.load(std::memory_order_relaxed) & bit) != 0) return;
+  CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)) == cudaSuccess);
+  allowed.fetch_or(bit, std::memory_order_relaxed);
 }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

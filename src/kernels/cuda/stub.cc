@@ -52,6 +52,12 @@ size_t moe_workspace_bytes(const Context&, int64_t, int32_t, int64_t, int64_t) {
 void gather_rows(const Context&, device::TensorView, std::span<const int32_t>, device::TensorView) {
   missing("gather_rows");
 }
+void peer_dispatch(const Context&, const PeerGroup&, device::TensorView, device::TensorView) {
+  missing("peer_dispatch");
+}
+void peer_receive(const Context&, const PeerGroup&, device::TensorView) { missing("peer_receive"); }
+void peer_answer(const Context&, const PeerGroup&, device::TensorView, const float* const*) { missing("peer_answer"); }
+void peer_collect(const Context&, const PeerGroup&, std::span<const float*>) { missing("peer_collect"); }
 void choose_slots(const Context&, const SlotChoice&, device::TensorView, int32_t*) { missing("choose_slots"); }
 void sort_by_slot(const Context&, device::TensorView, int32_t, const GpuSlotSort&) { missing("sort_by_slot"); }
 void sample(const Context&, device::TensorView, std::span<const SampleParams>, std::span<SampleResult>) {

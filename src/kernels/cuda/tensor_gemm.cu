@@ -253,9 +253,7 @@ void launch(const Context& ctx, const TensorGemm& g, Args& args, const Places& p
   MatrixMap w{g.w, g.dtype, g.k, g.n, g.num_places, g.k * bytes, g.place_bytes, kColumns};
   const size_t shared = sizeof(Shared<kRows, kStages>) + 1024;
   const auto kernel = tensor_gemm_kernel<kFp8, kRows, kStages>;
-  static const cudaError_t raised =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
-  CHECK(raised == cudaSuccess);
+  allow_shared<tensor_gemm_kernel<kFp8, kRows, kStages>>(shared);
   args.row_tiles = int32_t(row_tiles_of(g, kRows));
   args.columns = int32_t(ceil_div(g.n, kColumns));
   args.band_rows = std::min(args.row_tiles, kFp8 ? kBandRows : kBandRows / 2);

@@ -17,9 +17,13 @@ class DecodeGraphs {
   };
 
   DecodeGraphs() = default;  // none
-  // Of steps that use this cache and write these logits. fills_up: false: only batches of just the recorded sizes.
-  DecodeGraphs(bool fills_up, const kv::KvStorage& cache, const float* logits)
-      : fills_up_(fills_up), cache_(&cache), logits_(logits) {}
+  // Of steps that use this cache and write these logits. is_alone: there are no other ranks, so any exchange mode does.
+  DecodeGraphs(const DecodeRecording& what, bool is_alone, const kv::KvStorage& cache, const float* logits)
+      : fills_up_(what.fills_up),
+        is_alone_(is_alone),
+        exchange_mode_(what.exchange_mode),
+        cache_(&cache),
+        logits_(logits) {}
 
   // Sizes ascending.
   void add(int32_t rows, device::Graph graph);
@@ -27,7 +31,8 @@ class DecodeGraphs {
   const Recorded* find(const ForwardBatch& batch, const kv::KvStorage& cache) const;
 
  private:
-  bool fills_up_ = true;
+  bool fills_up_ = true, is_alone_ = true;
+  parallel::ExchangeMode exchange_mode_ = parallel::ExchangeMode::kNormal;
   const kv::KvStorage* cache_ = nullptr;
   const float* logits_ = nullptr;
   std::vector<Recorded> recorded_;

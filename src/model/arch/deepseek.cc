@@ -94,9 +94,11 @@ const DecodeGraphs::Recorded* DeepseekModel::find_recorded(const ForwardBatch& b
 // Each size runs once as it is, so that all it needs is loaded, and is then recorded. All its rows fill it up.
 Status DeepseekModel::record_decode(const DecodeRecording& what, kv::KvStorage& cache, float* logits) {
   CHECK(gpu_ != nullptr);
-  graphs_ = DecodeGraphs(what.fills_up, cache, logits);
+  const bool is_alone = exchange_ == nullptr || exchange_->shape().num_ranks == 1;
+  graphs_ = DecodeGraphs(what, is_alone, cache, logits);
   ForwardBatch nothing;
   nothing.phase = Phase::kDecode;
+  nothing.exchange_mode = what.exchange_mode;
   nothing.logits = logits;
   for (const int32_t rows : what.batch_sizes) {
     CHECK(rows > 0 && rows <= std::min({limits_.max_tokens, limits_.max_sequences, limits_.max_logit_rows}));
@@ -189,14 +191,19 @@ Status DeepseekModel::logits(const ForwardBatch& batch, std::span<const Part> pa
 Result<std::vector<std::unique_ptr<Model>>> build_deepseek(const ModelConfig& config, const WeightSource& source,
                                                            const LoadOptions& options, std::vector<RankOptions> ranks) {
   CHECK(!ranks.empty());
-  std::vector<RankExperts> experts;
-  for (const RankOptions& rank : ranks) experts.push_back({rank.rank, nullptr});
-  ASSIGN_OR_RETURN(std::unique_ptr<DeepseekWeights> weights, pack_deepseek(config, source, options, experts));
-  const auto shared = std::make_shared<const DeepseekShared>(config, source, options, std::move(weights));
+  // Ranks of the CPU share what is not theirs alone; on GPUs each has its own.
+  const size_t together = is_cuda(options.backend) ? 1 : ranks.size();
   std::vector<std::unique_ptr<Model>> models;
-  for (size_t i = 0; i < ranks.size(); ++i) {
-    models.push_back(
-        std::make_unique<DeepseekModel>(shared, options, std::move(ranks[i]), std::move(experts[i].slots)));
+  for (size_t first = 0; first < ranks.size(); first += together) {
+    std::vector<RankExperts> experts;
+    for (size_t i = first; i < first + together; ++i) experts.push_back({ranks[i].rank, ranks[i].gpu, nullptr});
+    if (is_cuda(options.backend)) device::use_gpu(ranks[first].gpu);
+    ASSIGN_OR_RETURN(std::unique_ptr<DeepseekWeights> weights, pack_deepseek(config, source, options, experts));
+    const auto shared = std::make_shared<const DeepseekShared>(config, source, options, std::move(weights));
+    for (size_t i = 0; i < together; ++i) {
+      models.push_back(
+          std::make_unique<DeepseekModel>(shared, options, std::move(ranks[first + i]), std::move(experts[i].slots)));
+    }
   }
   return models;
 }

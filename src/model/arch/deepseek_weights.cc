@@ -233,7 +233,10 @@ Result<std::unique_ptr<DeepseekWeights>> pack_deepseek(const ModelConfig& config
   w->mlp.resize(size_t(config.num_layers));
   std::vector<Scratch> scratch(size_t(pool.num_threads()));
   const auto run = [&](const std::vector<Job>& jobs) {
-    pool.parallel_for(int64_t(jobs.size()), [&](int64_t i, int thread) { jobs[size_t(i)](scratch[size_t(thread)]); });
+    pool.parallel_for(int64_t(jobs.size()), [&](int64_t i, int thread) {
+      if (is_cuda(options.backend)) device::use_gpu(ranks.front().gpu);
+      jobs[size_t(i)](scratch[size_t(thread)]);
+    });
   };
   run(packer.outer_jobs(*w));
   for (PackedWeight& share : w->head) settle(w->arena, share);

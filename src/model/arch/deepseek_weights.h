@@ -61,6 +61,7 @@ struct DeepseekWeights {
 // One rank's part of the experts to be packed.
 struct RankExperts {
   Rank rank;
+  int32_t gpu = 0;
   std::unique_ptr<ExpertSlots> slots;  // null: the model has no routed experts
 };
 

@@ -76,10 +76,11 @@ class Sizes {
     const int64_t shared = dense(int64_t(c_.num_shared_experts) * c_.moe_intermediate_size);
     if (c_.num_routed_experts == 0) return 0;
     const experts::EpTopology& topology = options_.experts.topology;
-    // A GPU's rank is alone, or takes everything for itself.
-    const bool alone = is_cuda(ctx_.backend);
+    // A rank that is alone, or takes everything for itself.
+    const bool alone = topology.num_ranks == 1 || options_.loop_back;
     const int64_t top_k = c_.gate.top_k, received = alone ? own_ : own_ * topology.num_ranks;
-    const int64_t here = alone ? top_k : std::min<int64_t>(top_k, topology.slots_per_rank);  // choices on one rank
+    // Choices of a token on one rank; on GPUs there is room for all of them.
+    const int64_t here = alone || is_cuda(ctx_.backend) ? top_k : std::min<int64_t>(top_k, topology.slots_per_rank);
     const auto grouped = int64_t(kernels::moe_workspace_bytes(ctx_, received, int32_t(here), topology.slots_per_rank,
                                                               c_.hidden_size, c_.moe_intermediate_size));
     return std::max(shared, grouped);
@@ -134,8 +135,10 @@ MemoryPlan plan_deepseek_memory(const ModelConfig& config, const LoadOptions& op
   int64_t layers = 0;
   for (int32_t layer = 0; layer < config.num_layers; ++layer) layers += config.is_moe_layer(layer) ? 1 : 0;
   plan.expert_bytes = weights.expert * (layers * shape.slots_per_rank + options.experts.spare_slots);
-  plan.exchange_bytes =
-      is_cuda(options.backend) ? parallel::gpu_exchange_bytes(shape) : parallel::exchange_bytes(shape);
+  const bool alone = shape.num_ranks == 1 || options.loop_back;
+  plan.exchange_bytes = !is_cuda(options.backend) ? parallel::exchange_bytes(shape)
+                        : alone                   ? parallel::gpu_exchange_bytes(shape)
+                                                  : parallel::peer_exchange_bytes(shape);
   return plan;
 }
 
