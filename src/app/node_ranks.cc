@@ -331,7 +331,7 @@ Status NodeRanksImpl::build_engines() {
 
 // All at the same time: steps are recorded after a run, in which ranks meet each other.
 Status NodeRanksImpl::build_gpu_engines(std::vector<std::unique_ptr<parallel::Communicator>> communicators) {
-  std::vector<Status> built(ranks_.size());
+  std::vector<Status> built(ranks_.size(), Ok{});
   std::vector<std::jthread> threads;
   for (size_t i = 0; i < ranks_.size(); ++i) {
     threads.emplace_back([&, i] {

@@ -56,6 +56,25 @@ TEST_F(ServingSim, FaultsEndRequestsButNeverTwiceNeverWrongAndLeakNothing) {
   EXPECT_GT(retractions, 0);
 }
 
+TEST_F(ServingSim, WrongBytesAreNeverServed) {
+  uint64_t spoiled = 0, handovers = 0;
+  int failed = 0;
+  for (uint64_t seed = 300; seed < 306; ++seed) {
+    SimOptions options = faulty(seed);
+    options.digest_sample_rate = 1;
+    options.faults.flip_per_read = 0.02;
+    options.faults.foreign_per_read = 0.02;
+    const SimOutcome outcome = SimFleet(options).run();  // compares every token
+    spoiled += outcome.spoiled_reads;
+    handovers += outcome.handovers;
+    failed += outcome.failed;
+    if (::testing::Test::HasFailure()) FAIL() << "seed " << seed;
+  }
+  EXPECT_GT(spoiled, 20u);
+  EXPECT_GT(handovers, 300u);
+  EXPECT_GT(failed, 0);
+}
+
 TEST_F(ServingSim, SameSeedGivesTheSameTrace) {
   const SimOutcome first = SimFleet(faulty(107)).run();
   const SimOutcome again = SimFleet(faulty(107)).run();

@@ -47,6 +47,7 @@ engine::EngineConfig SimFleet::config(bool is_prefill, uint64_t epoch) const {
   config.waiting_timeout = std::chrono::milliseconds(1000);
   config.source_lease_timeout = std::chrono::milliseconds(1200);
   config.digest_sample_rate = options_.seed % 2 == 0 ? 1 : 0;  // without it, wrong bytes must not happen at all
+  if (options_.digest_sample_rate >= 0) config.digest_sample_rate = options_.digest_sample_rate;
   config.epoch = epoch;
   config.decode_log_interval = 1 << 30;
   return config;
@@ -249,6 +250,7 @@ SimOutcome SimFleet::run() {
     timeline_.run_due();
   }
   check(outcome_);
+  outcome_.spoiled_reads = network_.num_spoiled_reads();
   return outcome_;
 }
 
@@ -281,6 +283,7 @@ void SimFleet::check_process(const Process& process) {
   if (!process.is_prefill) {
     EXPECT_EQ(s.prompt_tokens_computed, 0u) << name;
     outcome_.handover_bytes += s.handover_bytes;
+    outcome_.handovers += s.handovers;
   }
 }
 

@@ -23,13 +23,14 @@ struct SimOptions {
   int num_crashes = 2;
   double stall_rate = 0.002;  // chance per turn that an engine stands still for a while
   NetworkFaults faults;
+  double digest_sample_rate = -1;                    // -1: all or none, by the seed
   Duration arrivals = std::chrono::milliseconds(2);  // mean time between requests
 };
 
 struct SimOutcome {
   int served = 0, cancelled = 0, failed = 0, crashes = 0, retractions = 0;
   uint64_t trace = 0;  // over every event of every engine, in order
-  uint64_t handover_bytes = 0;
+  uint64_t handover_bytes = 0, handovers = 0, spoiled_reads = 0;
 };
 
 class SimFleet {

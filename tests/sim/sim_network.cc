@@ -135,12 +135,28 @@ void SimNetwork::read(uint64_t process, kv::ReadCommand& command) {
       std::memcpy(static_cast<char*>(here->storage->base()) + range.local_offset,
                   static_cast<char*>(there->storage->base()) + range.remote_offset, size_t(range.bytes));
     }
+    spoil(*here->storage, *there->storage, ranges);
     *copied = true;
   });
   timeline_.after(until_end, [this, process, link = link, copied, read_id = command.read_id] {
     const bool ok = *copied && !link->cut;
     report(process, kv::ReadFinished{read_id, ok ? Status(Ok{}) : Status(peer_lost("connection reset by peer"))});
   });
+}
+
+// What hardware, or a block that was let go too early, may do to a read.
+void SimNetwork::spoil(kv::KvStorage& here, const kv::KvStorage& there, const std::vector<kv::CopyRange>& ranges) {
+  const kv::CopyRange& range = ranges[random_() % ranges.size()];
+  char* to = static_cast<char*>(here.base()) + range.local_offset;
+  if (chance(faults_.flip_per_read)) {
+    to[random_() % uint64_t(range.bytes)] ^= char(1u << random_() % 8);
+    ++spoiled_;
+  }
+  if (chance(faults_.foreign_per_read)) {
+    const auto last = uint64_t(there.layout().total_bytes() - range.bytes);
+    std::memcpy(to, static_cast<const char*>(there.base()) + random_() % (last + 1), size_t(range.bytes));
+    ++spoiled_;
+  }
 }
 
 void SimNetwork::cut(Link& link, const std::string& reason) {

@@ -23,6 +23,8 @@ struct NetworkFaults {
   double cut_per_message = 0;  // chance that a message breaks its connection instead of arriving
   double duplicate_per_message = 0;
   double refused_connect = 0;
+  double flip_per_read = 0;     // chance that a read brings a wrong bit
+  double foreign_per_read = 0;  // chance that a piece of a read comes from another block than the one asked for
   Duration slowest_message = std::chrono::milliseconds(3);
   Duration slowest_read = std::chrono::milliseconds(8);
   Duration slowest_detection = std::chrono::milliseconds(200);  // of a lost connection
@@ -62,6 +64,7 @@ class SimNetwork {
   void join(uint64_t process, std::string address, uint64_t epoch, kv::TransferPort& port, kv::KvStorage& storage);
   // It is gone: nothing of it answers, its peers notice after a while.
   void crash(uint64_t process);
+  uint64_t num_spoiled_reads() const { return spoiled_; }
   // Takes the commands of every process.
   bool take_commands();
 
@@ -90,6 +93,7 @@ class SimNetwork {
   void connect(uint64_t process, const kv::ConnectCommand& command);
   void send(uint64_t process, kv::SendCommand& command);
   void read(uint64_t process, kv::ReadCommand& command);
+  void spoil(kv::KvStorage& here, const kv::KvStorage& there, const std::vector<kv::CopyRange>& ranges);
   void cut(Link& link, const std::string& reason);
   void tell_lost(Link& link, int end, const std::string& reason);
 
@@ -98,6 +102,7 @@ class SimNetwork {
   const NetworkFaults faults_;
   std::map<uint64_t, Process> processes_;
   std::vector<std::unique_ptr<Link>> links_;
+  uint64_t spoiled_ = 0;
 };
 
 }  // namespace tandem::testing
