@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(
   g++ make cmake ninja-build ccache pkg-config clang clang-format libclang-rt-14-dev
   libucx-dev libboost1.81-dev libboost-json1.81-dev libsimdjson-dev libcli11-dev libspdlog-dev libfmt-dev
-  prometheus-cpp-dev libpcre2-dev libutf8proc-dev zlib1g-dev libgtest-dev libbenchmark-dev python3 curl
+  prometheus-cpp-dev libssl-dev libpcre2-dev libutf8proc-dev zlib1g-dev libgtest-dev libbenchmark-dev python3 curl
 )
 packages+=("$@")
 

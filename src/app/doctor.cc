@@ -185,7 +185,8 @@ class Doctor {
       const RouteFact route = route_to(at->host);
       findings_.push_back(check_route(route));
       if (!route.own_address) continue;
-      const PeerOptions options{TANDEM_VERSION, config_.network_devices, route.mtu};
+      const PeerOptions options{TANDEM_VERSION, config_.network_devices, config_.environment.deployment_secret,
+                                route.mtu};
       for (Finding& finding : check_peer(text, call_peer(at->host, at->port, options, timeout()), TANDEM_VERSION)) {
         findings_.push_back(std::move(finding));
       }
@@ -217,7 +218,8 @@ int listen(const ResolvedConfig& config) {
   const std::string host = config.flags.given("host") ? config.flags.text("host") : "0.0.0.0";
   const SystemClock clock;
   const TimePoint end = clock.now() + from_seconds(config.flags.number("listen_seconds"));
-  const PeerOptions options{TANDEM_VERSION, config.network_devices, route_to(host).mtu};
+  const PeerOptions options{TANDEM_VERSION, config.network_devices, config.environment.deployment_secret,
+                            route_to(host).mtu};
   const auto started = [&host](uint16_t bound) {
     fmt::print("tandem doctor listens on {}:{}\n", host, bound);
     std::fflush(stdout);
@@ -240,6 +242,7 @@ int run_doctor(Args args) {
   if (parsed->help_shown) return 0;
   Result<Environment> environment = read_environment();
   if (!environment) return fail(environment.error().message, 2);
+  if (Status read = read_deployment_secret(parsed->values, *environment); !read) return fail(read.error().message, 2);
   const ResolveOutcome outcome = resolve(std::move(parsed->values), std::move(*environment));
   watch_signals();
   const FlagValues& flags = outcome.config.flags;

@@ -26,9 +26,9 @@ struct Wire {
   std::unique_ptr<transport::Context> context;
   std::unique_ptr<transport::Worker> worker;
 
-  static Result<Wire> open(const std::vector<std::string>& devices) {
+  static Result<Wire> open(const PeerOptions& options) {
     Wire wire;
-    ASSIGN_OR_RETURN(wire.context, transport::Context::create({}, true, devices));
+    ASSIGN_OR_RETURN(wire.context, transport::Context::create({}, true, options.devices, {options.secret}));
     ASSIGN_OR_RETURN(wire.worker, transport::Worker::create(*wire.context));
     return wire;
   }
@@ -186,7 +186,7 @@ class Listener {
 
 Result<PeerFact> call_peer(const std::string& host, uint16_t port, const PeerOptions& options, Duration timeout) {
   ASSIGN_OR_RETURN(const transport::SocketAddress address, transport::resolve(host, port));
-  ASSIGN_OR_RETURN(Wire wire, Wire::open(options.devices));
+  ASSIGN_OR_RETURN(Wire wire, Wire::open(options));
   ASSIGN_OR_RETURN(const EndpointId endpoint, wire.worker->connect(address));
   const std::string name = fmt::format("{}:{}", host, port);
   ASSIGN_OR_RETURN(PeerFact fact, Caller(*wire.worker, endpoint, name, SystemClock().now() + timeout).run());
@@ -197,7 +197,7 @@ Result<PeerFact> call_peer(const std::string& host, uint16_t port, const PeerOpt
 
 Status listen_for_peers(const std::string& host, uint16_t port, const PeerOptions& options,
                         const std::function<void(uint16_t)>& started, const std::function<bool()>& stopped) {
-  ASSIGN_OR_RETURN(Wire wire, Wire::open(options.devices));
+  ASSIGN_OR_RETURN(Wire wire, Wire::open(options));
   ASSIGN_OR_RETURN(const uint16_t bound, wire.worker->listen(host, port));
   started(bound);
   Listener listener(*wire.worker, options);

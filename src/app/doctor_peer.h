@@ -15,6 +15,7 @@ namespace tandem::app {
 struct PeerOptions {
   std::string version;
   std::vector<std::string> devices;  // as of transport::Context
+  std::string secret;                // of the deployment
   int64_t own_mtu = 0;               // of the interface towards the other side; 0: not known
 };
 

@@ -4,6 +4,11 @@
 
 #include <charconv>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "transport/transport.h"
 
 namespace tandem::app {
 namespace {
@@ -79,16 +84,49 @@ Result<Environment> read_environment() {
   env.profile_directory = reader.text("TORCH_PROFILER_DIR").value_or("/tmp");
   if (const char* home = std::getenv("HOME")) env.home_directory = home;
   env.heatmap_interval = reader.number<int64_t>("EPLB_HEATMAP_COLLECTION_INTERVAL", 0).value_or(0);
-  if (const char* secret = std::getenv("TANDEM_KV_SECRET")) env.kv_secret = secret;
+  if (const char* secret = std::getenv("TANDEM_DEPLOYMENT_SECRET")) env.deployment_secret = secret;
   env.slurm = read_slurm();
   if (reader.fault) return *reader.fault;
   return env;
+}
+
+Status read_deployment_secret(const FlagValues& flags, Environment& environment) {
+  std::string& secret = environment.deployment_secret;
+  std::string from = "TANDEM_DEPLOYMENT_SECRET";
+  if (flags.has("deployment_secret_file")) {
+    const std::string path = flags.text("deployment_secret_file");
+    from = "--deployment-secret-file " + path;
+    std::ifstream file(path, std::ios::binary);
+    secret.assign(std::istreambuf_iterator<char>(file), {});
+    if (!file) return invalid_input(fmt::format("{}: cannot be read", from));
+    while (secret.ends_with('\n') || secret.ends_with('\r')) secret.pop_back();
+    std::error_code unknown;
+    const auto rights = std::filesystem::status(path, unknown).permissions();
+    constexpr auto kOthers = std::filesystem::perms::group_all | std::filesystem::perms::others_all;
+    if (!unknown && (rights & kOthers) != std::filesystem::perms::none) {
+      environment.warnings.push_back(fmt::format("{}: others may read it (chmod 600)", from));
+    }
+    if (secret.empty()) return invalid_input(fmt::format("{}: is empty", from));
+  }
+  if (secret.empty()) return Ok{};
+  if (secret.size() < transport::kMinSecretBytes || secret.size() > transport::kMaxSecretBytes) {
+    return invalid_input(fmt::format("{}: wanted {} to {} bytes, got {}", from, transport::kMinSecretBytes,
+                                     transport::kMaxSecretBytes, secret.size()));
+  }
+  return Ok{};
 }
 
 std::string client_authorization() {
   if (const char* key = std::getenv("OPENAI_API_KEY")) return "Bearer " + std::string(key);
   if (const char* key = std::getenv("API_KEY")) return key;
   return "";
+}
+
+std::string client_authorization(const FlagValues& flags) {
+  for (const char* key : {"admin_api_key", "api_key"}) {
+    if (flags.has(key)) return "Bearer " + flags.text(key);
+  }
+  return client_authorization();
 }
 
 }  // namespace tandem::app

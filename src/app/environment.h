@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "app/flags.h"
 #include "app/slurm.h"
 #include "base/result.h"
 
@@ -27,7 +28,7 @@ struct Environment {
   std::string profile_directory = "/tmp";               // SGLANG_TORCH_PROFILER_DIR
   std::string home_directory;                           // HOME
   int64_t heatmap_interval = 0;                         // SGLANG_EPLB_HEATMAP_COLLECTION_INTERVAL
-  std::string kv_secret;                                // TANDEM_KV_SECRET: peers of the KV port must present it
+  std::string deployment_secret;                        // TANDEM_DEPLOYMENT_SECRET: peers must prove it
   SlurmVariables slurm;                                 // for --slurm
   std::vector<std::string> warnings;
 };
@@ -35,7 +36,15 @@ struct Environment {
 // Errors: a value that cannot be parsed, naming variable and value.
 Result<Environment> read_environment();
 
+// --deployment-secret-file in the place of TANDEM_DEPLOYMENT_SECRET: the file's text without the line's end. Errors:
+// the file cannot be read; a secret, wherever it is from, that is too short or too long. Warns of a file that others
+// may read.
+Status read_deployment_secret(const FlagValues& flags, Environment& environment);
+
 // What clients send as Authorization, as SGLang's do: OPENAI_API_KEY as a bearer token, else API_KEY as it is, or "".
 std::string client_authorization();
+// The same for a command with --api-key and --admin-api-key: the admin key if given (it opens everything), else the API
+// key, else the environment's.
+std::string client_authorization(const FlagValues& flags);
 
 }  // namespace tandem::app

@@ -66,6 +66,7 @@ std::vector<Flag> with_target_flags(std::span<const Flag> own, const char* defau
   flags.push_back(
       {"--url", kStringList, nullptr, nullptr, kWorks, "servers by their URLs, beside or without a router"});
   flags.push_back({"--api-key", kString, nullptr, nullptr, kWorks, "sent as a bearer token (else OPENAI_API_KEY)"});
+  flags.push_back({"--admin-api-key", kString, nullptr, nullptr, kWorks, "sent instead, where the servers have one"});
   flags.push_back({"--timeout", kFloat, "60", nullptr, kWorks, "seconds to wait for the answers"});
   return flags;
 }
@@ -94,7 +95,7 @@ Result<std::vector<Target>> parse_workers(std::string_view body, std::string_vie
 Result<Targets> find_targets(const FlagValues& flags) {
   if (!flags.has("url") && !flags.has("router")) return invalid_input("which servers? --router URL or --url URL ...");
   Targets targets;
-  targets.authorization = flags.has("api_key") ? "Bearer " + flags.text("api_key") : client_authorization();
+  targets.authorization = client_authorization(flags);
   if (flags.has("router")) {
     ASSIGN_OR_RETURN(targets.servers, router_targets(flags.text("router"), flags.text("role"), targets.authorization));
   }

@@ -22,7 +22,8 @@ struct Targets {
   std::string authorization;  // header value, or empty
 };
 
-// A command's own rows and those that say which servers are meant: --url, --router, --role, --api-key, --timeout.
+// A command's own rows and those that say which servers are meant: --url, --router, --role, --api-key,
+// --admin-api-key, --timeout.
 // default_role: which of a router's servers without --role: "all", "prefill" or "decode".
 std::vector<Flag> with_target_flags(std::span<const Flag> own, const char* default_role);
 

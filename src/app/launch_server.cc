@@ -63,6 +63,7 @@ int launch_server(Args args) {
   if (parsed->help_shown) return 0;
   Result<Environment> environment = read_environment();
   if (!environment) return fail(environment.error().message);
+  if (Status read = read_deployment_secret(parsed->values, *environment); !read) return fail(read.error().message);
   ResolveOutcome outcome = resolve(std::move(parsed->values), std::move(*environment));
   for (const std::string& fault : outcome.faults) fail(fault);
   if (!outcome.faults.empty()) return 2;

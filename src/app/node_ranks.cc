@@ -309,7 +309,7 @@ Result<std::unique_ptr<kv::KvTransfer>> NodeRanksImpl::open_kv_port(int32_t rank
   options.epoch = config_.engine.epoch;
   options.heartbeat_interval = from_seconds(config_.environment.heartbeat_interval_s);
   options.heartbeat_max_failures = int32_t(config_.environment.heartbeat_max_failures);
-  options.secret = config_.environment.kv_secret;
+  options.secret = config_.environment.deployment_secret;
   options.devices = config_.network_devices;
   return kv::make_ucx_transfer(options, {static_cast<std::byte*>(cache.base()), size_t(cache.layout().total_bytes())});
 }
@@ -420,7 +420,7 @@ Status NodeRanksImpl::open_expert_ports() {
     options.host = parts_.nodes->own_host();
     options.listen = true;
     options.epoch = config_.engine.epoch;
-    options.secret = config_.environment.kv_secret;
+    options.secret = config_.environment.deployment_secret;
     options.devices = config_.network_devices;
     ASSIGN_OR_RETURN(auto transfer, kv::make_ucx_transfer(options, rank->experts->slots().slab()));
     const std::string address = transfer->address();

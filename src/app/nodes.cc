@@ -11,10 +11,12 @@ namespace tandem::app {
 namespace {
 
 // Of one machine or of its logs, or compared in another form below.
-constexpr std::string_view kOfOneNode[] = {"api_key",
+constexpr std::string_view kOfOneNode[] = {"admin_api_key",
+                                           "api_key",
                                            "base_gpu_id",
                                            "check_config",
                                            "cpu_isa",
+                                           "deployment_secret_file",
                                            "device",
                                            "dist_init_addr",
                                            "dist_timeout",
@@ -91,6 +93,7 @@ Result<std::shared_ptr<parallel::NodeGroup>> meet_nodes(const ResolvedConfig& co
   options.version = TANDEM_VERSION;
   options.agreed = agreed_settings(config);
   options.devices = config.network_devices;
+  options.credentials = {config.environment.deployment_secret, config.engine.epoch};
   options.limits = {plan.max_total_tokens, plan.max_running_requests};
   ASSIGN_OR_RETURN(auto group, parallel::NodeGroup::meet(options, clock, [] { return signals_seen() > 0; }));
   plan.kv_bytes = plan.kv_bytes / plan.max_total_tokens * group->limits()[0];

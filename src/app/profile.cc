@@ -2,7 +2,6 @@
 // router. `tandem profile show FILE`: what a trace says per operator.
 #include <fmt/format.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -38,13 +37,10 @@ constexpr Flag kProfileFlags[] = {
     {"--merge-profiles", kSwitch, nullptr, nullptr, kWorks, "one file of all ranks and servers; waits for them"},
     {"--wait", kInt, nullptr, nullptr, kWorks,
      "wait so many seconds for the files (default 120 with --merge-profiles, else not at all)"},
+    {"--api-key", kString, nullptr, nullptr, kWorks, "sent as a bearer token (else OPENAI_API_KEY)"},
+    {"--admin-api-key", kString, nullptr, nullptr, kWorks, "sent instead, where the servers have one"},
     {"--stop", kSwitch, nullptr, nullptr, kWorks, "end a profile that runs, instead"},
 };
-
-std::string authorization() {
-  if (const char* key = std::getenv("OPENAI_API_KEY")) return "Bearer " + std::string(key);
-  return "";
-}
 
 Result<loadgen::ProfileOrder> read_order(const FlagValues& flags) {
   for (const char* later : {"mem", "rpd"}) {
@@ -52,7 +48,7 @@ Result<loadgen::ProfileOrder> read_order(const FlagValues& flags) {
   }
   loadgen::ProfileOrder order;
   order.urls = flags.has("url") ? flags.texts("url") : std::vector<std::string>{"http://localhost:30000"};
-  order.authorization = authorization();
+  order.authorization = client_authorization(flags);
   order.num_steps = flags.integer("num_steps");
   if (*order.num_steps < 1) return invalid_input("argument --num-steps: must be at least 1");
   if (flags.has("start_step")) order.start_step = flags.integer("start_step");

@@ -36,6 +36,7 @@ constexpr Flag kFlags[] = {
     {"--half", kString, "both", "both|decode|prefill", kWorks, "which bottleneck to measure"},
     {"--router", kString, nullptr, nullptr, kWorks, "attach to this deployment instead of starting one per half"},
     {"--api-key", kString, nullptr, nullptr, kWorks, "of that deployment (else OPENAI_API_KEY)"},
+    {"--admin-api-key", kString, nullptr, nullptr, kWorks, "of that deployment, where it has one: sent instead"},
     {"--model-path,--model", kString, nullptr, nullptr, kWorks, "Hugging Face directory (default: the embedded model)"},
     {"--decode-split", kString, "1:1", nullptr, kWorks, "prefill:decode servers of the decode-bound half"},
     {"--prefill-split", kString, "1:1", nullptr, kWorks, "prefill:decode servers of the prefill-bound half"},
@@ -152,7 +153,7 @@ class Reproduction {
     switch (flag.kind) {
       case kInt: return fmt::to_string(flags_.integer(name));
       case kFloat: return fmt::format("{:g}", flags_.number(name));
-      default: return flag.names == std::string("--api-key") ? "(given)" : flags_.text(name);
+      default: return std::string_view(flag.names).ends_with("api-key") ? "(given)" : flags_.text(name);
     }
   }
 
@@ -237,8 +238,7 @@ class Reproduction {
   }
 
   Result<HalfReport> run_on(const std::string& url, const HalfPlan& plan) {
-    const std::string authorization =
-        flags_.has("api_key") ? "Bearer " + flags_.text("api_key") : client_authorization();
+    const std::string authorization = client_authorization(flags_);
     ASSIGN_OR_RETURN(const std::vector<Target> targets, router_targets(url, "all", authorization));
     std::vector<workflow::Instance> instances;
     for (const Target& target : targets) {

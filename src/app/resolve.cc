@@ -466,8 +466,7 @@ ResolveOutcome resolve(FlagValues flags, Environment environment) {
 }
 
 json::Object describe(const ResolvedConfig& config) {
-  json::Object all = config.flags.all();
-  if (all.contains("api_key") && !all["api_key"].is_null()) all["api_key"] = "********";
+  json::Object all = printable(config.flags);
   json::Object derived;
   derived["architecture"] = config.model.architecture;
   derived["num_layers"] = config.model.num_layers;

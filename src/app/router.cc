@@ -43,6 +43,8 @@ constexpr Flag kFlags[] = {
     {"--max-payload-size", kInt, "536870912", nullptr, kWorks, "bytes of a request body; more gets 413"},
     {"--dp-aware", kSwitch, nullptr, nullptr, kWorks, "choose the data-parallel rank with the fewest sequences"},
     {"--api-key", kString, nullptr, nullptr, kWorks, "asked of clients, and sent to the servers"},
+    {"--admin-api-key", kString, nullptr, nullptr, kWorks,
+     "asked where router or servers are changed; the servers' own"},
     {"--log-dir", kString, nullptr, nullptr, kWorks, "log to DIR/router_<date>.log, too; a file each day"},
     {"--log-level", kString, "info", kLevels, kWorks, "lowest level that is logged"},
     {"--log-interval", kInt, "5", nullptr, kHarmless, "there is no periodic line"},
@@ -177,6 +179,7 @@ Result<router::RouterConfig> router_config(const FlagValues& flags) {
   config.queue_size = size_t(std::max<int64_t>(0, flags.integer("queue_size")));
   config.queue_timeout = from_seconds(flags.number("queue_timeout_secs"));
   if (flags.has("api_key")) config.api_key = flags.text("api_key");
+  if (flags.has("admin_api_key")) config.admin_api_key = flags.text("admin_api_key");
   for (const Flag& flag : kFlags) {
     if (flag.support == kLater && flags.given(field_name(flag))) {
       return invalid_input(fmt::format("{}: not in this version", flag.names));

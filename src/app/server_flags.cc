@@ -37,6 +37,9 @@ constexpr Flag kFlags[] = {
     {"--host", kString, "127.0.0.1", nullptr, kWorks, "address of the HTTP server and of the KV port"},
     {"--port", kInt, "30000", nullptr, kWorks, "port of the HTTP server"},
     {"--api-key", kString, nullptr, nullptr, kWorks, "ask for Authorization: Bearer KEY"},
+    {"--admin-api-key", kString, nullptr, nullptr, kWorks, "the key of endpoints that change the server"},
+    {"--deployment-secret-file", kString, nullptr, nullptr, kWorks,
+     "file of the secret that KV, bootstrap and node ports ask of peers (else TANDEM_DEPLOYMENT_SECRET)"},
     {"--stream-interval", kInt, "1", nullptr, kWorks, "tokens per streamed event"},
     {"--stream-output", kSwitch, nullptr, nullptr, kWorks, "streamed output_ids are new ones only"},
     {"--allow-auto-truncate", kSwitch, nullptr, nullptr, kWorks, "cut prompts that are too long instead of a 400"},
@@ -171,5 +174,13 @@ constexpr Flag kFlags[] = {
 }  // namespace
 
 std::span<const Flag> server_flags() { return kFlags; }
+
+json::Object printable(const FlagValues& flags) {
+  json::Object all = flags.all();
+  for (const char* key : {"api_key", "admin_api_key"}) {
+    if (all.contains(key) && !all[key].is_null()) all[key] = "********";
+  }
+  return all;
+}
 
 }  // namespace tandem::app

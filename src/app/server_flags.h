@@ -9,4 +9,7 @@ namespace tandem::app {
 
 std::span<const Flag> server_flags();
 
+// All values as they may be shown to everybody: stars in the place of keys.
+json::Object printable(const FlagValues& flags);
+
 }  // namespace tandem::app

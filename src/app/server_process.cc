@@ -137,6 +137,7 @@ Status ProcessImpl::build_server(const MemoryPlan& plan) {
   server.architecture = config_.model.architecture;
   server.version = TANDEM_VERSION;
   if (flags.has("api_key")) server.api_key = flags.text("api_key");
+  if (flags.has("admin_api_key")) server.admin_api_key = flags.text("admin_api_key");
   server.context_length = config_.engine.context_length;
   // Bounds of one request on one rank: SGLang's max_req_len and max_req_input_len.
   server.max_req_input_len = std::min(config_.engine.context_length, plan.max_total_tokens) - 1 - 5;

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstdlib>
 #include <thread>
 
 #include "app/commands.h"
+#include "app/environment.h"
 #include "app/flags.h"
 #include "app/signals.h"
 #include "loadgen/throughput.h"
@@ -31,6 +31,8 @@ constexpr Flag kThroughputFlags[] = {
     {"--dp-size", kInt, nullptr, nullptr, kWorks, "ranks that must be there (default: the GPUs', or as numbered)"},
     {"--phase", kString, "auto", "auto|decode|prefill", kWorks, "auto: whatever was read"},
     {"--tolerance", kFloat, "0.1", nullptr, kWorks, "largest share by which the formulas may differ in a valid figure"},
+    {"--api-key", kString, nullptr, nullptr, kWorks, "sent as a bearer token (else OPENAI_API_KEY)"},
+    {"--admin-api-key", kString, nullptr, nullptr, kWorks, "sent instead, where the servers have one"},
     {"--format", kString, "text", "text|json", kWorks, "form of the output"},
 };
 
@@ -58,7 +60,7 @@ Result<loadgen::ThroughputConfig> throughput_config(const FlagValues& flags) {
   if (flags.has("log")) config.logs = flags.texts("log");
   if (flags.has("trace")) config.traces = flags.texts("trace");
   if (flags.has("url")) config.urls = flags.texts("url");
-  if (const char* key = std::getenv("OPENAI_API_KEY")) config.authorization = "Bearer " + std::string(key);
+  config.authorization = client_authorization(flags);
   config.window = from_seconds(std::clamp(flags.number("window_s"), 0.0, 1e6));
   if (flags.has("window")) {
     const std::string text = flags.text("window");

@@ -4,6 +4,9 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <string>
+
 namespace tandem::log {
 namespace {
 
@@ -28,6 +31,23 @@ spdlog::level::level_enum spdlog_level(Level level) {
   return spdlog::level::info;
 }
 
+bool is_control(char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7f'; }
+
+// Texts of clients and peers get into messages: none of them may begin a line of its own, or speak to a terminal.
+std::string one_line(std::string_view message) {
+  std::string out;
+  for (const char c : message) {
+    if (c == '\n') {
+      out += "\\n";
+    } else if (is_control(c)) {
+      out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 void configure(Level level, bool milliseconds) {
@@ -48,7 +68,9 @@ Status keep_daily_files(const std::string& directory, const std::string& name) {
 
 void write(Level level, std::string_view scope, std::string_view message) {
   const char* mark = level == Level::kWarning ? "WARNING: " : level == Level::kError ? "ERROR: " : "";
-  logger().log(spdlog_level(level), "{}{}] {}{}", scope.empty() ? "" : " ", scope, mark, message);
+  const bool is_clean = std::none_of(message.begin(), message.end(), is_control);
+  const std::string cleaned = is_clean ? std::string() : one_line(message);
+  logger().log(spdlog_level(level), "{}{}] {}{}", scope.empty() ? "" : " ", scope, mark, is_clean ? message : cleaned);
 }
 
 }  // namespace tandem::log

@@ -1,15 +1,18 @@
 #include "engine/remote.h"
 
+#include <algorithm>
 #include <utility>
 #include <variant>
 
 namespace tandem::engine {
 namespace {
 
+constexpr uint64_t kMaxAgeUs = uint64_t(1) << 50;  // 35 years: what a peer says fits the clock
+
 EngineSnapshot to_snapshot(const api::RankFigures& f, TimePoint now) {
   EngineSnapshot s;
   s.forward_steps = f.forward_steps;
-  if (f.has_progress) s.last_progress = now - std::chrono::microseconds(f.progress_age_us);
+  if (f.has_progress) s.last_progress = now - std::chrono::microseconds(std::min(f.progress_age_us, kMaxAgeUs));
   s.running = f.running;
   s.queued = f.queued;
   s.prealloc = f.prealloc;

@@ -70,7 +70,7 @@ struct TransferOptions {
   Duration connect_timeout = std::chrono::seconds(5);
   Duration heartbeat_interval = std::chrono::seconds(5);  // SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL
   int32_t heartbeat_max_failures = 2;
-  std::string secret = {};                // peers must present the same one; empty: none asked
+  std::string secret = {};                // of the deployment: both sides prove the same one, or both have none
   std::vector<std::string> devices = {};  // network devices, as of transport::Context; empty: all
 };
 

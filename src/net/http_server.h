@@ -70,6 +70,9 @@ struct HttpServerOptions {
   size_t max_connections = 10000;
   Duration header_timeout = std::chrono::seconds(10);     // slow-loris: the whole header must arrive in this time
   Duration body_idle_timeout = std::chrono::seconds(30);  // between two pieces of a body
+  // A body must come faster than this on average, beyond what body_idle_timeout forgives: also a slow-loris.
+  size_t min_body_bytes_per_s = 1024;
+  size_t max_waiting_bytes = size_t(4) << 30;  // of all bodies that are still arriving; more gets 503
   Duration keep_alive_timeout = std::chrono::seconds(5);
   Duration write_stall_timeout = std::chrono::minutes(5);          // a client that reads nothing of its answer
   std::function<void(const HttpRequest&, int status)> access_log;  // may be empty

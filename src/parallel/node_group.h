@@ -19,6 +19,7 @@
 #include "base/result.h"
 #include "parallel/communicator.h"
 #include "parallel/expert_exchange.h"
+#include "transport/transport.h"
 
 namespace tandem::parallel {
 
@@ -37,6 +38,7 @@ struct MeetingOptions {
   std::vector<AgreedValue> agreed;               // the same names in the same order on all nodes
   std::vector<int64_t> limits;                   // of these every node gets the least of all nodes
   std::vector<std::string> devices;              // network devices of all connections, as of transport::Context
+  transport::Credentials credentials;            // of all connections
 };
 
 // Called on the link's thread; must only enqueue.

@@ -86,6 +86,7 @@ struct RouterConfig {
   size_t max_buffered_answer = size_t(1) << 30;  // of an answer that is not streamed
   // Clients must send "Authorization: Bearer KEY"; the router's own requests to instances carry it, too. Empty: none.
   std::string api_key;
+  std::string admin_api_key;  // of what changes router or servers, which must have the same; see net/access.h
 
   Status validate() const;
 };

@@ -8,6 +8,7 @@
 #include "api/error.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "net/access.h"
 #include "router/ask.h"
 #include "router/metrics_merge.h"
 
@@ -269,8 +270,10 @@ void remove_worker(Fleet& fleet, net::HttpRequest& request, const Writer& writer
 struct Endpoint {
   std::string_view method, path;  // a path that ends with "/" stands for everything below it
   void (*serve)(Fleet&, net::HttpRequest&, const Writer&);
+  net::Access access = net::Access::kNormal;
 };
 
+constexpr net::Access kControl = net::Access::kControl;
 constexpr std::array kEndpoints = {
     Endpoint{"GET", "/health", health},
     Endpoint{"GET", "/liveness", liveness},
@@ -289,14 +292,22 @@ constexpr std::array kEndpoints = {
     Endpoint{"POST", "/detokenize", pass_to_front},
     Endpoint{"POST", "/v1/tokenize", pass_to_front},
     Endpoint{"POST", "/v1/detokenize", pass_to_front},
-    Endpoint{"GET", "/flush_cache", flush_cache},
-    Endpoint{"POST", "/flush_cache", flush_cache},
-    Endpoint{"POST", "/abort_request", abort_request},
+    Endpoint{"GET", "/flush_cache", flush_cache, kControl},
+    Endpoint{"POST", "/flush_cache", flush_cache, kControl},
+    Endpoint{"POST", "/abort_request", abort_request, kControl},
     Endpoint{"GET", "/workers", list_workers},
     Endpoint{"GET", "/list_workers", list_workers},
-    Endpoint{"POST", "/workers", add_worker},
-    Endpoint{"DELETE", "/workers/", remove_worker},
+    Endpoint{"POST", "/workers", add_worker, kControl},
+    Endpoint{"DELETE", "/workers/", remove_worker, kControl},
 };
+
+bool matches(const Endpoint& endpoint, const net::HttpRequest& request) {
+  return endpoint.path.ends_with('/') ? request.path.starts_with(endpoint.path) : request.path == endpoint.path;
+}
+
+std::string_view served_as(const net::HttpRequest& request) {
+  return request.method == "HEAD" ? "GET" : std::string_view(request.method);
+}
 
 constexpr std::array<std::string_view, 3> kGeneration = {"/generate", "/v1/completions", "/v1/chat/completions"};
 
@@ -316,16 +327,14 @@ net::Headers forwarded_headers(const net::HttpRequest& request) {
 }
 
 bool authorized(const Fleet& fleet, const net::HttpRequest& request, const Writer& writer) {
-  if (fleet.config.api_key.empty() || request.method == "OPTIONS") return true;
   for (std::string_view open : {"/health", "/metrics", "/liveness", "/readiness"}) {
     if (request.path.starts_with(open)) return true;
   }
-  const std::string* sent = request.header("authorization");
-  const std::string wanted = "Bearer " + fleet.config.api_key;
-  // Takes as long for a wrong first character as for a wrong last one.
-  unsigned difference = !sent || sent->size() != wanted.size();
-  for (size_t i = 0; sent && i < std::min(sent->size(), wanted.size()); ++i) difference |= (*sent)[i] ^ wanted[i];
-  if (difference == 0) return true;
+  net::Access access = net::Access::kNormal;
+  for (const Endpoint& endpoint : kEndpoints) {
+    if (matches(endpoint, request) && endpoint.method == served_as(request)) access = endpoint.access;
+  }
+  if (net::is_authorized({fleet.config.api_key, fleet.config.admin_api_key}, request, access)) return true;
   send_json(writer, 401, R"({"error":"Unauthorized"})");
   return false;
 }
@@ -335,12 +344,10 @@ bool serve_endpoint(Fleet& fleet, net::HttpRequest& request, const Writer& write
   if (generation && (request.method == "POST" || (request.method == "PUT" && request.path == "/generate")))
     return false;
   bool known = generation;
-  const std::string_view method = request.method == "HEAD" ? "GET" : std::string_view(request.method);
   for (const Endpoint& endpoint : kEndpoints) {
-    const bool below = endpoint.path.ends_with('/');
-    if (below ? !request.path.starts_with(endpoint.path) : request.path != endpoint.path) continue;
+    if (!matches(endpoint, request)) continue;
     known = true;
-    if (endpoint.method != method) continue;
+    if (endpoint.method != served_as(request)) continue;
     endpoint.serve(fleet, request, writer);
     return true;
   }

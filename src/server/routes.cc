@@ -2,11 +2,14 @@
 #include "server/core/routes.h"
 
 #include "api/error.h"
+#include "net/access.h"
 #include "server/core/cors.h"
 #include "server/endpoints/endpoints.h"
 
 namespace tandem::server {
 namespace {
+
+using net::Access;
 
 enum Methods : unsigned { kGet = 1, kPost = 2, kPut = 4 };
 
@@ -14,6 +17,7 @@ struct Route {
   std::string_view path;
   unsigned methods;
   Endpoint endpoint;
+  Access access = Access::kNormal;
   bool is_prefix = false;  // the path goes on
 };
 
@@ -23,7 +27,7 @@ constexpr Route kRoutes[] = {
     {"/v1/chat/completions", kPost, post_chat_completions},
     {"/invocations", kPost, post_chat_completions},
     {"/v1/models", kGet, get_models},
-    {"/v1/models/", kGet, get_model, true},
+    {"/v1/models/", kGet, get_model, Access::kNormal, true},
     {"/tokenize", kPost, post_tokenize},
     {"/v1/tokenize", kPost, post_tokenize},
     {"/detokenize", kPost, post_detokenize},
@@ -38,16 +42,16 @@ constexpr Route kRoutes[] = {
     {"/weight_version", kGet, get_weight_version},
     {"/get_load", kGet, get_load},
     {"/metrics", kGet, get_metrics},
-    {"/flush_cache", kGet | kPost, flush_cache},
-    {"/abort_request", kPost, post_abort_request},
-    {"/slow_down", kGet | kPost, slow_down},
-    {"/hold_admission", kPost, post_hold_admission},
-    {"/start_profile", kGet | kPost, start_profile},
-    {"/stop_profile", kGet | kPost, stop_profile},
-    {"/start_expert_distribution_record", kGet | kPost, start_expert_recording},
-    {"/stop_expert_distribution_record", kGet | kPost, stop_expert_recording},
-    {"/dump_expert_distribution_record", kGet | kPost, dump_expert_recording},
-    {"/rebalance", kPost, post_rebalance},
+    {"/flush_cache", kGet | kPost, flush_cache, Access::kControl},
+    {"/abort_request", kPost, post_abort_request, Access::kControl},
+    {"/slow_down", kGet | kPost, slow_down, Access::kControl},
+    {"/hold_admission", kPost, post_hold_admission, Access::kControl},
+    {"/start_profile", kGet | kPost, start_profile, Access::kControl},
+    {"/stop_profile", kGet | kPost, stop_profile, Access::kControl},
+    {"/start_expert_distribution_record", kGet | kPost, start_expert_recording, Access::kControl},
+    {"/stop_expert_distribution_record", kGet | kPost, stop_expert_recording, Access::kControl},
+    {"/dump_expert_distribution_record", kGet | kPost, dump_expert_recording, Access::kControl},
+    {"/rebalance", kPost, post_rebalance, Access::kControl},
     {"/expert_placement", kGet, get_expert_placement},
 };
 
@@ -74,24 +78,7 @@ std::string allowed(unsigned methods) {
   return out;
 }
 
-// Time does not depend on where the two differ.
-bool equal_in_constant_time(std::string_view given, std::string_view wanted) {
-  unsigned difference = given.size() == wanted.size() ? 0 : 1;
-  for (size_t i = 0; i < given.size(); ++i) {
-    auto a = static_cast<unsigned char>(given[i]);
-    auto b = static_cast<unsigned char>(wanted[i % wanted.size()]);
-    difference |= static_cast<unsigned>(a ^ b);
-  }
-  return difference == 0;
-}
-
-bool is_authorized(const ServerConfig& config, const net::HttpRequest& request) {
-  std::string_view path = request.path;
-  if (config.api_key.empty() || path.starts_with("/health") || path.starts_with("/metrics")) return true;
-  if (request.method == "OPTIONS") return true;
-  const std::string* given = request.header("authorization");
-  return given && equal_in_constant_time(*given, "Bearer " + config.api_key);
-}
+bool is_open(std::string_view path) { return path.starts_with("/health") || path.starts_with("/metrics"); }
 
 bool is_json(const net::HttpRequest& request) {
   const std::string* type = request.header("content-type");
@@ -113,8 +100,12 @@ net::HttpResponse plain(int status, std::string body) {
 void dispatch(Core& core, net::HttpRequest request, Writer writer) {
   writer = with_cors(request, std::move(writer));
   if (is_preflight(request)) return writer->send(preflight_response(request));
-  if (!is_authorized(core.config(), request)) return writer->send(plain(401, R"({"error":"Unauthorized"})"));
   const Route* route = find_route(request.path);
+  const Access access = route ? route->access : Access::kNormal;
+  const net::AccessKeys keys{core.config().api_key, core.config().admin_api_key};
+  if (!is_open(request.path) && !net::is_authorized(keys, request, access)) {
+    return writer->send(plain(401, R"({"error":"Unauthorized"})"));
+  }
   if (!route) return writer->send(plain(404, api::detail_body("Not Found")));
   if (!(route->methods & method_bit(request.method))) {
     net::HttpResponse response = plain(405, api::detail_body("Method Not Allowed"));

@@ -35,6 +35,7 @@ struct ServerConfig {
   std::string model_type, architecture;  // of config.json
   std::string version = "0.1.0";
   std::string api_key;            // empty: everybody may
+  std::string admin_api_key;      // of what changes the server; empty: as the others, see net/access.h
   int32_t context_length = 0;     // tokens, prompt and answer together
   int32_t max_req_input_len = 0;  // 0: context_length - 6
   int32_t vocab_size = 0;         // of the model: ids beyond it are refused

@@ -101,13 +101,14 @@ SocketAddress from_sockaddr(const Address& address) {
 }  // namespace
 
 Result<std::unique_ptr<Context>> Context::create(std::span<std::byte> region, bool can_wait,
-                                                 const std::vector<std::string>& devices) {
+                                                 const std::vector<std::string>& devices, const Credentials& own) {
   quieten_ucx();
   ucp_config_t* config = nullptr;
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return invalid_input(fmt::format("UCX reads its configuration: {}", ucs_status_string(status)));
   auto state = std::make_unique<State>();
   state->region = region;
+  state->own = own;
   Status configured = configure(config);
   if (configured) configured = choose_devices(config, devices);
   if (!configured) {

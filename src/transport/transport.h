@@ -2,7 +2,8 @@
 // Everything is post and poll: progress() does all work and hands out events; no call waits for a peer (but resolve(),
 // which may ask a name server). Peer death, resets and refused connections are events, never the end of this process.
 // Transports: TCP (and self). Shared memory cannot report a dead peer in UCX 1.13 and stays out.
-// Trust: UCX protects no memory over TCP; whoever can reach the port can read the process. Keep it inside the cluster.
+// Trust: every connection begins with a greeting that proves the deployment's secret, where one is set (Credentials).
+// Nothing is encrypted, and UCX's own port checks nobody: docs/security.md.
 #pragma once
 
 #include <compare>
@@ -37,12 +38,13 @@ struct EndpointId {
 };
 
 // What happened since the last progress(), in order per endpoint.
-struct EndpointAccepted {  // somebody connected to our listener
+struct EndpointAccepted {  // somebody connected to our listener and has greeted; who does not is closed and logged
   EndpointId endpoint;
 };
 struct EndpointFailed {  // terminal: refused, unreachable, reset, or the peer died; already closed
   EndpointId endpoint;
   std::string reason;
+  bool not_greeted = false;  // the two do not belong together: another try will not help
 };
 struct MessageArrived {
   EndpointId endpoint;
@@ -58,6 +60,13 @@ using Event = std::variant<EndpointAccepted, EndpointFailed, MessageArrived, Get
 inline constexpr size_t kMaxMessageBytes = 60 * 1024;  // one send; longer ones are the caller's to cut
 inline constexpr size_t kMaxKeyBytes = 1024;
 
+// What this process shows to whom it connects with, and asks of them.
+struct Credentials {
+  std::string secret = {};  // of the deployment; empty: none is asked, and a peer that has one is refused
+  uint64_t epoch = 0;       // of this process's life; the other side learns it, proved where there is a secret
+};
+inline constexpr size_t kMinSecretBytes = 16, kMaxSecretBytes = 4096;
+
 // What connections may run over, as UCX names it: "tcp" on "eth0".
 struct NetworkDevice {
   std::string transport, name;
@@ -69,10 +78,12 @@ class Context {
  public:
   // region: what peers that got key() may read and where our own reads land. Borrowed; outlives the context.
   // can_wait: its workers can park their thread (Worker::wait).
+  // own: for all its workers' connections.
   // devices: the only network devices to use: interfaces, or RDMA NICs, which stand for their interfaces; empty: all.
   // Errors: kInvalidInput where one of them is not there, with those that are.
   static Result<std::unique_ptr<Context>> create(std::span<std::byte> region, bool can_wait = false,
-                                                 const std::vector<std::string>& devices = {});
+                                                 const std::vector<std::string>& devices = {},
+                                                 const Credentials& own = {});
   ~Context();
 
   std::span<std::byte> region() const;
@@ -103,6 +114,8 @@ class Worker {
 
   // At most kMaxMessageBytes (CHECK). Ordered per endpoint. A no-op on unknown endpoints.
   void send(EndpointId endpoint, std::string bytes);
+  // The Credentials::epoch of the other side; 0 while it has not greeted.
+  uint64_t peer_epoch(EndpointId endpoint) const;
   // Bytes of sends that UCX has not taken yet.
   size_t queued_bytes(EndpointId endpoint) const;
 

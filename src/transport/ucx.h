@@ -15,6 +15,7 @@ struct Context::State {
   std::span<std::byte> region;
   std::string key;
   bool can_wait = false;
+  Credentials own;
 };
 
 // Of devices.cc: the names under which UCX may know a device, and what a context has chosen.

@@ -4,79 +4,18 @@
 #include <poll.h>
 
 #include <cstring>
-#include <deque>
-#include <unordered_map>
 
 #include "base/check.h"
-#include "transport/ucx.h"
+#include "transport/worker_state.h"
 
 namespace tandem::transport {
 namespace {
 
-constexpr unsigned kMessageId = 1;          // UCX's active message number
 constexpr int kRoundsPerProgress = 16;      // calls of ucp_worker_progress while it finds work
 constexpr size_t kEventsPerProgress = 256;  // stop looking for more work after that
 constexpr size_t kMaxAccepted = 4096;       // connections waiting in the listener or open
-constexpr Duration kLinger = std::chrono::seconds(1);
+constexpr size_t kMaxStrangers = 1024;      // of them such that have not greeted
 constexpr int kShutdownRounds = 100000;
-
-}  // namespace
-
-struct Endpoint {
-  EndpointId id;
-  ucp_ep_h ucp = nullptr;
-  ucp_rkey_h key = nullptr;
-  uint64_t remote_base = 0, remote_bytes = 0;
-  size_t queued_bytes = 0;  // of sends that UCX has not completed
-  size_t requests = 0;      // sends and gets under way
-  bool failed = false;      // UCX reported an error; close it
-  bool forgotten = false;   // the owner called close(): no more events
-  std::string reason;
-  void* close_request = nullptr;
-  bool closing = false;            // UCX's handle is gone or going
-  std::optional<Duration> linger;  // of a soft close: how long to wait for the other side to close
-  std::optional<TimePoint> linger_until;
-};
-
-// One send or get under way; given to UCX as user data.
-struct Operation {
-  Worker::State* worker = nullptr;
-  Endpoint* endpoint = nullptr;
-  std::string bytes;    // of a send: lives until UCX is done with it
-  uint64_t get_id = 0;  // of a get
-  uint64_t get_bytes = 0;
-  bool is_get = false;
-};
-
-struct Worker::State {
-  explicit State(Context& context) : context(context) {}
-  ~State();
-
-  Endpoint* find(EndpointId id) {
-    const auto it = endpoints.find(id.value);
-    return it == endpoints.end() || it->second->forgotten || it->second->failed ? nullptr : it->second.get();
-  }
-  Result<EndpointId> add_endpoint(ucp_ep_params_t& params);
-  void accept_requests();
-  void mark_failed(Endpoint& endpoint, ucs_status_t status);
-  void start_close(Endpoint& endpoint);
-  bool close_finished(Endpoint& endpoint);
-  bool sweep(TimePoint now);
-  void finish(Operation* operation, ucs_status_t status);
-
-  Context& context;
-  ucp_worker_h ucp = nullptr;
-  ucp_listener_h listener = nullptr;
-  int wait_fd = -1;  // readable when there is something to do; of contexts that can wait
-  uint64_t next_endpoint = 1;
-  std::unordered_map<uint64_t, std::unique_ptr<Endpoint>> endpoints;
-  std::unordered_map<ucp_ep_h, Endpoint*> by_handle;  // open ones
-  std::deque<ucp_conn_request_h> requests;            // not accepted yet
-  std::vector<Event> arrived;                         // filled by UCX's callbacks, in order
-  bool dirty = false;                                 // some endpoint failed, closes or flushes
-};
-
-namespace {
 
 void on_endpoint_error(void* arg, ucp_ep_h handle, ucs_status_t status) {
   auto* state = static_cast<Worker::State*>(arg);
@@ -86,23 +25,40 @@ void on_endpoint_error(void* arg, ucp_ep_h handle, ucs_status_t status) {
 
 void on_connection(ucp_conn_request_h request, void* arg) {
   auto* state = static_cast<Worker::State*>(arg);
-  if (state->requests.size() + state->endpoints.size() >= kMaxAccepted) {
+  const size_t strangers = state->requests.size() + state->num_strangers;
+  if (strangers >= kMaxStrangers || state->requests.size() + state->endpoints.size() >= kMaxAccepted) {
     ucp_listener_reject(state->listener, request);
   } else {
     state->requests.push_back(request);
   }
 }
 
+// Whose message it is; null: nobody's who may still say something.
+Endpoint* sender_of(Worker::State& state, size_t length, const ucp_am_recv_param_t& param) {
+  const bool named = (param.recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) != 0;
+  const auto it = named ? state.by_handle.find(param.reply_ep) : state.by_handle.end();
+  if (it == state.by_handle.end() || it->second->failed || it->second->forgotten) return nullptr;
+  if ((param.recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) == 0 && length <= kMaxMessageBytes) return it->second;
+  state.mark_failed(*it->second, UCS_ERR_MESSAGE_TRUNCATED);  // no peer of ours sends such
+  return nullptr;
+}
+
 ucs_status_t on_message(void* arg, const void*, size_t, void* data, size_t length, const ucp_am_recv_param_t* param) {
   auto* state = static_cast<Worker::State*>(arg);
-  const bool named = (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) != 0;
-  const auto it = named ? state->by_handle.find(param->reply_ep) : state->by_handle.end();
-  if (it == state->by_handle.end() || it->second->failed || it->second->forgotten) return UCS_OK;
-  if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0 || length > kMaxMessageBytes) {
-    state->mark_failed(*it->second, UCS_ERR_MESSAGE_TRUNCATED);  // no peer of ours sends such
+  Endpoint* endpoint = sender_of(*state, length, *param);
+  if (endpoint == nullptr) return UCS_OK;
+  if (endpoint->greeting != nullptr) {
+    state->turn_away(*endpoint, "it said something before the greeting was done");
     return UCS_OK;
   }
-  state->arrived.push_back(MessageArrived{it->second->id, std::string(static_cast<const char*>(data), length)});
+  state->arrived.push_back(MessageArrived{endpoint->id, std::string(static_cast<const char*>(data), length)});
+  return UCS_OK;
+}
+
+ucs_status_t on_greeting(void* arg, const void*, size_t, void* data, size_t length, const ucp_am_recv_param_t* param) {
+  auto* state = static_cast<Worker::State*>(arg);
+  Endpoint* endpoint = sender_of(*state, length, *param);
+  if (endpoint != nullptr) state->greet(*endpoint, {static_cast<const char*>(data), length});
   return UCS_OK;
 }
 
@@ -132,10 +88,13 @@ void Worker::State::mark_failed(Endpoint& endpoint, ucs_status_t status) {
   endpoint.failed = true;
   endpoint.reason = ucs_status_string(status);
   dirty = true;
-  if (!endpoint.forgotten) arrived.push_back(EndpointFailed{endpoint.id, endpoint.reason});
+  const bool is_known = endpoint.outbound || endpoint.greeting == nullptr;
+  if (!endpoint.forgotten && is_known) arrived.push_back(EndpointFailed{endpoint.id, endpoint.reason});
+  if (!endpoint.forgotten && !is_known) --num_strangers;
 }
 
-Result<EndpointId> Worker::State::add_endpoint(ucp_ep_params_t& params) {
+Result<EndpointId> Worker::State::add_endpoint(ucp_ep_params_t& params, Side side) {
+  ASSIGN_OR_RETURN(const Nonce nonce, draw_nonce());
   params.field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
   params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
   params.err_handler.cb = on_endpoint_error;
@@ -144,20 +103,14 @@ Result<EndpointId> Worker::State::add_endpoint(ucp_ep_params_t& params) {
   const ucs_status_t status = ucp_ep_create(ucp, &params, &endpoint->ucp);
   if (status != UCS_OK) return ucx_error("connect", status);
   endpoint->id = EndpointId{next_endpoint++};
+  endpoint->outbound = side == Side::kCaller;
+  endpoint->greeting = std::make_unique<Greeting>(side, context.state().own, nonce);
+  endpoint->greet_by = now + kGreetingTime;
   by_handle[endpoint->ucp] = endpoint.get();
   const EndpointId id = endpoint->id;
-  endpoints[id.value] = std::move(endpoint);
+  Endpoint& added = *(endpoints[id.value] = std::move(endpoint));
+  if (added.outbound) send(added, kGreetingId, added.greeting->begin());
   return id;
-}
-
-void Worker::State::accept_requests() {
-  while (!requests.empty()) {
-    ucp_ep_params_t params{};
-    params.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST;
-    params.conn_request = requests.front();
-    requests.pop_front();
-    if (auto id = add_endpoint(params)) arrived.push_back(EndpointAccepted{*id});  // otherwise the caller is gone
-  }
 }
 
 // Forced: what is queued is dropped, the requests under way complete with an error, the sockets close.
@@ -245,11 +198,13 @@ Result<std::unique_ptr<Worker>> Worker::create(Context& context) {
   if (status != UCS_OK) return exhausted(fmt::format("UCX makes a worker: {}", ucs_status_string(status)));
   ucp_am_handler_param_t handler{};
   handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG;
-  handler.id = kMessageId;
-  handler.cb = on_message;
   handler.arg = state.get();
-  status = ucp_worker_set_am_recv_handler(state->ucp, &handler);
-  CHECK(status == UCS_OK);
+  for (const auto& [id, callback] : {std::pair(kMessageId, &on_message), std::pair(kGreetingId, &on_greeting)}) {
+    handler.id = id;
+    handler.cb = callback;
+    status = ucp_worker_set_am_recv_handler(state->ucp, &handler);
+    CHECK(status == UCS_OK);
+  }
   if (context.state().can_wait) {
     status = ucp_worker_get_efd(state->ucp, &state->wait_fd);
     if (status != UCS_OK) return exhausted(fmt::format("UCX gives no descriptor: {}", ucs_status_string(status)));
@@ -285,7 +240,7 @@ Result<EndpointId> Worker::connect(const SocketAddress& address) {
   params.flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER;
   params.sockaddr.addr = reinterpret_cast<const sockaddr*>(address.bytes.data());
   params.sockaddr.addrlen = socklen_t(address.bytes.size());
-  return state_->add_endpoint(params);
+  return state_->add_endpoint(params, Side::kCaller);
 }
 
 void Worker::close(EndpointId id, bool linger) {
@@ -300,9 +255,15 @@ void Worker::send(EndpointId id, std::string bytes) {
   CHECK(bytes.size() <= kMaxMessageBytes);
   Endpoint* endpoint = state_->find(id);
   if (endpoint == nullptr) return;
+  if (endpoint->greeting == nullptr) return state_->send(*endpoint, kMessageId, std::move(bytes));
+  endpoint->queued_bytes += bytes.size();
+  endpoint->early.push_back(std::move(bytes));
+}
+
+void Worker::State::send(Endpoint& endpoint, unsigned id, std::string bytes) {
   auto operation = std::make_unique<Operation>();
-  operation->worker = state_.get();
-  operation->endpoint = endpoint;
+  operation->worker = this;
+  operation->endpoint = &endpoint;
   operation->bytes = std::move(bytes);
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_USER_DATA;
@@ -310,16 +271,17 @@ void Worker::send(EndpointId id, std::string bytes) {
   param.cb.send = on_operation_done;
   param.user_data = operation.get();
   const std::string& data = operation->bytes;
-  const ucs_status_ptr_t request =
-      ucp_am_send_nbx(endpoint->ucp, kMessageId, nullptr, 0, data.data(), data.size(), &param);
+  const ucs_status_ptr_t request = ucp_am_send_nbx(endpoint.ucp, id, nullptr, 0, data.data(), data.size(), &param);
   if (request == nullptr) return;  // already out
-  if (UCS_PTR_IS_ERR(request)) {
-    state_->mark_failed(*endpoint, UCS_PTR_STATUS(request));
-    return;
-  }
-  endpoint->queued_bytes += data.size();
-  ++endpoint->requests;
+  if (UCS_PTR_IS_ERR(request)) return mark_failed(endpoint, UCS_PTR_STATUS(request));
+  endpoint.queued_bytes += data.size();
+  ++endpoint.requests;
   static_cast<void>(operation.release());  // finish() takes it
+}
+
+uint64_t Worker::peer_epoch(EndpointId id) const {
+  const Endpoint* endpoint = state_->find(id);
+  return endpoint == nullptr ? 0 : endpoint->peer_epoch;
 }
 
 size_t Worker::queued_bytes(EndpointId id) const {
@@ -379,12 +341,14 @@ Status Worker::get(uint64_t get_id, EndpointId id, uint64_t remote_offset, std::
 }
 
 bool Worker::progress(TimePoint now, std::vector<Event>& events) {
+  state_->now = now;
   bool any = false;
   for (int i = 0; i < kRoundsPerProgress && state_->arrived.size() < kEventsPerProgress; ++i) {
     if (ucp_worker_progress(state_->ucp) == 0) break;
     any = true;
   }
   state_->accept_requests();
+  state_->close_silent();
   any |= state_->sweep(now);
   any |= !state_->arrived.empty();
   for (Event& event : state_->arrived) events.push_back(std::move(event));

@@ -79,7 +79,9 @@ TEST(Resolve, NodesAgreeOnWhatTheyShareAndKeepTheRest) {
     }
     return all;
   };
-  const std::string of_one_node = " --host 10.0.0.2 --port 31000 --num-threads 3 --api-key s3cret --log-level warning";
+  const std::string of_one_node =
+      " --host 10.0.0.2 --port 31000 --num-threads 3 --api-key s3cret --admin-api-key s3cret2 --log-level warning "
+      "--deployment-secret-file /s3cret";
   EXPECT_EQ(settings("0"), settings("1" + of_one_node));
   EXPECT_NE(settings("0"), settings("1 --page-size 4"));
   EXPECT_NE(settings("0"), settings("1 --max-total-tokens 4096"));
@@ -270,8 +272,8 @@ TEST(Resolve, AGpuRunsInF32UnlessTensorCoresAreAskedFor) {
 }
 
 TEST(Resolve, TheKeyIsNotPrinted) {
-  ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " --api-key secret");
-  EXPECT_EQ(json::dump(describe(outcome.config)).find("secret"), std::string::npos);
+  ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " --api-key hunter2 --admin-api-key hunter3");
+  EXPECT_EQ(json::dump(describe(outcome.config)).find("hunter"), std::string::npos);
 }
 
 TEST(Resolve, PrioritiesNeedAnOrderThatTheyCanChange) {

@@ -7,14 +7,10 @@ import socket
 
 import harness
 from harness import Case, Combined, Pair, greedy, request
+from malformed_cases import BODIES, CHAT, COMPLETIONS, GENERATE, REQUESTS, SERVER_BODIES, sampling
 
-GENERATE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
 LARGE = bytes(200 << 20)
-
-
-def sampling(**parameters):
-    return {"text": "Hello", "sampling_params": parameters}
 
 
 # What it is; method and path; body (bytes are sent as they are); accepted statuses.
@@ -109,6 +105,7 @@ TABLE = [
     ("unknown path", "GET", "/nowhere", None, {404}),
     ("wrong method", "GET", CHAT, None, {405}),
     ("unknown model card", "GET", "/v1/models/none", None, {404}),
+    *BODIES,
 ]
 
 
@@ -117,21 +114,22 @@ class Malformed(Case):
         answer = self.generate({"text": "Hello", "sampling_params": greedy(2)})
         self.assertEqual(len(answer["output_ids"]), 2)
 
+    def assert_told(self, answer, statuses):
+        self.assertIn(answer.status, statuses, answer)
+        told = json.loads(answer.body)
+        error = told.get("error")
+        message = (
+            told.get("detail") or told.get("message") or (error["message"] if isinstance(error, dict) else error)
+        )
+        self.assertTrue(isinstance(message, str) and message, answer)
+        self.assertNotIn("\n", message)
+
     def test_each_gets_its_status_and_message(self):
-        self.assertGreaterEqual(len(TABLE), 40)
+        self.assertGreaterEqual(len(TABLE) + len(REQUESTS), 100)
+        self.assertEqual(len({case[0] for case in TABLE + REQUESTS}), len(TABLE) + len(REQUESTS), "names are unique")
         for name, method, path, body, statuses in TABLE:
             with self.subTest(name):
-                answer = request(self.port, method, path, body, deadline_s=30)
-                self.assertIn(answer.status, statuses, answer)
-                told = json.loads(answer.body)
-                error = told.get("error")
-                message = (
-                    told.get("detail")
-                    or told.get("message")
-                    or (error["message"] if isinstance(error, dict) else error)
-                )
-                self.assertTrue(isinstance(message, str) and message, answer)
-                self.assertNotIn("\n", message)
+                self.assert_told(request(self.port, method, path, body, deadline_s=30), statuses)
         self.still_answers()
         self.wait_idle()
 
@@ -149,23 +147,26 @@ class Malformed(Case):
                     self.assertTrue(answer.body.rstrip().endswith(b"data: [DONE]"), answer)
         self.still_answers()
 
-    def test_broken_http_is_refused(self):
-        for name, data in (
-            ("not HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
-            (
-                "two lengths",
-                b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
-            ),
-            ("negative length", b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n"),
-            ("endless header", b"GET / HTTP/1.1\r\nX: " + b"a" * (1 << 20)),
-        ):
-            with self.subTest(name), socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
-                with contextlib.suppress(ConnectionError):
-                    connection.sendall(data)
-                    connection.shutdown(socket.SHUT_WR)
-                    answer = connection.recv(65536)
-                    self.assertTrue(answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer[:200])
+    def answer_to(self, data):
+        """All that comes back until the connection closes; a server may close while it is still being told."""
+        answer = b""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(data)
+            with contextlib.suppress(ConnectionError):
+                while piece := connection.recv(65536):
+                    answer += piece
+        return answer
+
+    def test_broken_http_is_refused_once_and_nothing_behind_it_is_read(self):
+        for name, data, statuses in REQUESTS:
+            with self.subTest(name):
+                answer = self.answer_to(data)
+                self.assertEqual(answer.count(b"HTTP/1.1 "), 1, answer[:2000])
+                self.assertIn(int(answer[9:12]), statuses, answer[:500])
+                self.assertIn(b"connection: close", answer.lower())
         self.still_answers()
+        self.wait_idle()
 
     def test_a_body_that_stops_halfway_harms_nobody(self):
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
@@ -178,6 +179,12 @@ class CombinedTest(Malformed):
     @classmethod
     def make(cls):
         return Combined()
+
+    def test_what_only_a_server_reads_is_refused_as_well(self):
+        for name, method, path, body, statuses in SERVER_BODIES:
+            with self.subTest(name):
+                self.assert_told(request(self.port, method, path, body, deadline_s=30), statuses)
+        self.still_answers()
 
 
 class RouterTest(Malformed):

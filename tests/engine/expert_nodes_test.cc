@@ -374,6 +374,32 @@ TEST(NodeFailure, MessagesOfTheWrongKindOrShapeAreErrors) {
   rig.expect_consistent(random_placement(8));
 }
 
+TEST(NodeFailure, AbsurdAmountsAndCountsAreRefusedAndSizeNothing) {
+  Rig rig;
+  for (const int64_t amount : {INT64_MAX, int64_t(1) << 40, int64_t(0), INT64_MIN}) {
+    using What = api::NodeExpertAsk::What;
+    ASSERT_TRUE(
+        rig.follower->on_message(api::encode_expert_message(api::NodeExpertAsk{9, What::kStartRecording, amount})));
+    rig.follower->tick();
+    ASSERT_FALSE(rig.to_balancer.empty());
+    const auto answer = api::decode_expert_message(rig.to_balancer.back());
+    EXPECT_NE(std::get<api::NodeExpertAnswer>(*answer).error.find("a recording of"), std::string::npos);
+  }
+  rig.to_balancer.clear();
+  // The counts of a hostile node would send the plan anywhere, or overflow its sums.
+  for (const int64_t count : {int64_t(-1), INT64_MAX, INT64_MIN}) {
+    api::NodeExpertAnswer answer;
+    answer.ask = 1;
+    answer.tokens.assign(size_t(kLayers * kExperts), count);
+    ASSERT_TRUE(rig.balancer->on_message(1, api::encode_expert_message(answer)));
+    rig.is_cut = true;
+    EXPECT_FALSE(rig.ask());
+    rig.is_cut = false;
+  }
+  rig.change_to(random_placement(5));
+  rig.expect_consistent(random_placement(5));
+}
+
 TEST(NodeCounting, C1_APlanIsMadeFromTheCountsOfAllNodes) {
   engine::ExpertBalancerConfig config;
   config.is_periodic = true;

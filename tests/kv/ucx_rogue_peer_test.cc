@@ -19,7 +19,7 @@ class RoguePeer : public testing::Test {
     transfer = std::move(made).value();
     const std::string address = transfer->address();
     port = uint16_t(std::stoi(address.substr(address.rfind(':') + 1)));
-    context = std::move(transport::Context::create(rogue_memory)).value();
+    context = std::move(transport::Context::create(rogue_memory, false, {}, {.epoch = 5})).value();
     worker = std::move(transport::Worker::create(*context)).value();
     endpoint = *worker->connect(*transport::resolve("127.0.0.1", port));
   }
@@ -34,9 +34,7 @@ class RoguePeer : public testing::Test {
     return true;
   }
   void send(const LinkFrame& frame) { worker->send(endpoint, encode_link_frame(frame)); }
-  HelloFrame hello() const {
-    return {.epoch = 5, .heartbeat_ms = 1000, .region_bytes = rogue_memory.size(), .secret = {}};
-  }
+  HelloFrame hello() const { return {.epoch = 5, .heartbeat_ms = 1000, .region_bytes = rogue_memory.size()}; }
   // What the instance says before it hangs up.
   std::string refusal() {
     std::string reason;
@@ -75,7 +73,15 @@ TEST_F(RoguePeer, AnotherWireVersionIsRefusedAndNeverAnnounced) {
   std::string bytes = encode_link_frame(hello());
   bytes[5] = 9;
   worker->send(endpoint, bytes);
-  EXPECT_EQ(refusal(), "wire version 1 wanted, 9 came");
+  EXPECT_EQ(refusal(), "wire version 2 wanted, 9 came");
+  EXPECT_TRUE(events.empty());
+}
+
+TEST_F(RoguePeer, AnotherEpochThanItHasGreetedWithIsRefused) {
+  HelloFrame forged = hello();
+  forged.epoch = 6;
+  send(forged);
+  EXPECT_EQ(refusal(), "another epoch than it has greeted with");
   EXPECT_TRUE(events.empty());
 }
 

@@ -247,6 +247,58 @@ TEST(HttpServer, ADripOfHeaderBytesDoesNotMoveTheDeadline) {
   EXPECT_TRUE(answer.starts_with("HTTP/1.1 408 ")) << answer;
 }
 
+TEST(HttpServer, ADripOfBodyBytesIsCutAlthoughItNeverStops) {
+  HttpServerOptions options;
+  options.body_idle_timeout = 200ms;
+  options.min_body_bytes_per_s = 100000;
+  ServerThread server(echo, options);
+  RawClient client(server.port());
+  client.say("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n");
+  const auto start = Steady::now();
+  std::string answer;
+  while (answer.empty() && Steady::now() - start < 5s) {
+    client.say("x");
+    answer = client.hear_some(10ms);
+  }
+  EXPECT_TRUE(answer.starts_with("HTTP/1.1 408 ")) << answer;
+}
+
+TEST(HttpServer, ABodyAboveTheLeastRateMayTakeLongerThanTheTimeout) {
+  HttpServerOptions options;
+  options.body_idle_timeout = 1s;
+  options.min_body_bytes_per_s = 100;
+  ServerThread server(echo, options);
+  RawClient client(server.port());
+  client.say("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3000\r\n\r\n");
+  for (int i = 0; i < 30; ++i) {
+    ASSERT_TRUE(client.say(std::string(100, 'x')));
+    if (i < 29) client.hear_some(50ms);
+  }
+  EXPECT_TRUE(client.hear_until("]").starts_with("HTTP/1.1 200 "));
+}
+
+TEST(HttpServer, RefusesBodiesBeyondWhatMayWaitAtOnceAndTakesThemAgainLater) {
+  HttpServerOptions options;
+  options.max_waiting_bytes = 1000;
+  ServerThread server(echo, options);
+  const std::string head = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 900\r\n\r\n";
+  RawClient first(server.port());
+  first.say(head + std::string(800, 'x'));
+  RawClient second(server.port());
+  std::string refused;
+  EXPECT_TRUE(eventually([&] {
+    RawClient other(server.port());
+    other.say(head + std::string(800, 'y'));
+    refused = other.hear_some(100ms);
+    return !refused.empty();
+  }));
+  EXPECT_TRUE(refused.starts_with("HTTP/1.1 503 ")) << refused;
+  first.say(std::string(100, 'x'));
+  EXPECT_TRUE(first.hear_until("]").starts_with("HTTP/1.1 200 "));
+  second.say(head + std::string(900, 'z'));
+  EXPECT_TRUE(second.hear_until("]").starts_with("HTTP/1.1 200 ")) << "the room is there again";
+}
+
 TEST(HttpServer, RefusesConnectionsBeyondItsLimit) {
   HttpServerOptions options;
   options.max_connections = 2;

@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstring>
 
+#include "parallel/ucx/wire.h"
 #include "tests/parallel/node_rig.h"
 #include "transport/transport.h"
 
@@ -45,6 +47,25 @@ StepVote random_vote(uint64_t step, int32_t rank) {
   vote.change_version = uint32_t(random() % 10);
   vote.wants_shutdown = random() % 4 != 0;
   return vote;
+}
+
+TEST(RecordStream, WhoHasNotSaidWhoHeIsMayOnlySayALittle) {
+  const auto announces = [](uint32_t bytes) {
+    std::string length(4, '\0');
+    std::memcpy(length.data(), &bytes, sizeof(bytes));
+    return length;
+  };
+  RecordStream stranger;
+  stranger.feed(announces(kMaxHelloBytes + 1));
+  EXPECT_FALSE(stranger.next());
+  RecordStream known;
+  known.allow(kMaxRecordBytes);
+  known.feed(announces(kMaxHelloBytes + 1));
+  EXPECT_TRUE(known.next());
+  known = {};
+  known.allow(kMaxRecordBytes);
+  known.feed(announces(kMaxRecordBytes + 1));
+  EXPECT_FALSE(known.next());
 }
 
 TEST(NodeGroup, DecisionsAreThoseOfOneProcess) {

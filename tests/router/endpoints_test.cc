@@ -180,6 +180,31 @@ TEST(RouterKey, IsWantedOfClientsAndShownToInstances) {
   EXPECT_EQ(*decode.requests().back().header("authorization"), "Bearer secret");
 }
 
+TEST(RouterKey, AdminKeyIsWantedForControlAndPassedOn) {
+  FakeInstance prefill(answers(200, "{}")), decode(answers(200, "{}"));
+  RouterConfig config = quick_config();
+  config.api_key = "client";
+  config.admin_api_key = "admin";
+  config.instances = {{prefill.url(), Role::kPrefill, {}}, {decode.url(), Role::kDecode, {}}};
+  RouterThread router(config);
+  ASSERT_TRUE(router.wait_ready());
+  const net::Headers client{{"Authorization", "Bearer client"}}, admin{{"Authorization", "Bearer admin"}};
+  const std::string worker = R"({"url":"http://127.0.0.1:1","worker_type":"decode"})";
+  for (const net::Headers& headers : {net::Headers{}, client}) {
+    for (const char* method : {"GET", "HEAD", "POST"}) {
+      EXPECT_EQ(router.ask(method, "/flush_cache", "", headers).status, 401) << method;
+    }
+    EXPECT_EQ(router.ask("POST", "/abort_request", "{}", headers).status, 401);
+    EXPECT_EQ(router.ask("POST", "/workers", worker, headers).status, 401);
+    EXPECT_EQ(router.ask("DELETE", "/workers/" + decode.url(), "", headers).status, 401);
+  }
+  EXPECT_EQ(router.ask("GET", "/workers", "", client).status, 200) << "looking changes nothing";
+  EXPECT_EQ(router.ask("POST", "/generate", R"({"text":"a"})", client).status, 200);
+  EXPECT_EQ(router.ask("POST", "/flush_cache", "", admin).status, 200);
+  EXPECT_EQ(*decode.requests().back().header("authorization"), "Bearer admin");
+  EXPECT_EQ(router.ask("POST", "/workers", worker, admin).status, 202);
+}
+
 TEST(RouterLoads, PowerOfTwoFollowsPolledTokens) {
   auto loaded = [](int tokens) {
     return table(

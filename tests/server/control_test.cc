@@ -310,6 +310,35 @@ TEST(Routes, ApiKeyGuardsAllButHealthAndMetrics) {
   EXPECT_EQ(fixture.get("/nothing").status, 401);
 }
 
+TEST(Routes, AdminKeyGuardsWhatChangesTheServer) {
+  ServerConfig config = tiny_config();
+  config.api_key = "client";
+  config.admin_api_key = "admin";
+  Fixture fixture(config);
+  const net::Headers none, client{{"Authorization", "Bearer client"}}, admin{{"Authorization", "Bearer admin"}};
+  for (const char* path : {"/flush_cache", "/abort_request", "/slow_down", "/hold_admission", "/start_profile",
+                           "/stop_profile", "/start_expert_distribution_record", "/stop_expert_distribution_record",
+                           "/dump_expert_distribution_record", "/rebalance"}) {
+    // A body that is refused by whoever reads it: nothing has to happen behind the key.
+    EXPECT_EQ(fixture.call("POST", path, "[", none).status, 401) << path;
+    EXPECT_EQ(fixture.call("POST", path, "[", client).status, 401) << path;
+  }
+  EXPECT_EQ(fixture.call("POST", "/abort_request", "[", admin).status, 400);
+  EXPECT_EQ(fixture.call("POST", "/slow_down", "[", admin).status, 400);
+  EXPECT_EQ(fixture.get("/v1/models", none).status, 401);
+  EXPECT_EQ(fixture.get("/v1/models", client).status, 200);
+  EXPECT_EQ(fixture.get("/v1/models", admin).status, 200) << "who may change may ask";
+}
+
+TEST(Routes, AnAdminKeyAloneLeavesTheRestOpen) {
+  ServerConfig config = tiny_config();
+  config.admin_api_key = "admin";
+  Fixture fixture(config);
+  EXPECT_EQ(fixture.get("/v1/models").status, 200);
+  EXPECT_EQ(fixture.call("POST", "/slow_down", "[", {}).status, 401);
+  EXPECT_EQ(fixture.call("POST", "/slow_down", "[", {{"Authorization", "Bearer admin"}}).status, 400);
+}
+
 std::string header_of(const net::HttpResponse& response, std::string_view name) {
   for (const auto& [key, value] : response.headers) {
     std::string lower;

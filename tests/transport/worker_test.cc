@@ -1,7 +1,11 @@
 // Two workers in one process. What happens when processes die is in tests/contract/kv_transfer_test.cc.
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <functional>
 #include <thread>
 
 #include "transport/transport.h"
@@ -10,8 +14,8 @@ namespace tandem::transport {
 namespace {
 
 struct Side {
-  explicit Side(size_t bytes) : memory(bytes) {
-    auto made = Context::create(memory);
+  explicit Side(size_t bytes, const Credentials& own = {}) : memory(bytes) {
+    auto made = Context::create(memory, false, {}, own);
     EXPECT_TRUE(made) << made.error().message;
     context = std::move(made).value();
     auto worked = Worker::create(*context);
@@ -142,6 +146,89 @@ TEST_F(TransportWorker, APortInUseIsAnErrorThatNamesIt) {
   const auto again = client.worker->listen("127.0.0.1", *port);
   ASSERT_FALSE(again);
   EXPECT_NE(again.error().message.find(std::to_string(*port)), std::string::npos) << again.error().message;
+}
+
+// Two workers with credentials of their own; the caller has said something before the greeting was done.
+struct Greeters {
+  Greeters(const Credentials& caller, const Credentials& listener) : client(64, caller), server(64, listener) {
+    const auto port = server.worker->listen("127.0.0.1", 0);
+    endpoint = *client.worker->connect(*resolve("127.0.0.1", *port));
+    client.worker->send(endpoint, "early");
+  }
+  bool pump_until(const std::function<bool()>& done) {
+    const TimePoint deadline = clock.now() + std::chrono::seconds(20);
+    while (!done()) {
+      if (clock.now() > deadline) return false;
+      const bool any = client.worker->progress(clock.now(), client.events);
+      if (!server.worker->progress(clock.now(), server.events) && !any) std::this_thread::yield();
+    }
+    return true;
+  }
+
+  SystemClock clock;
+  Side client, server;
+  EndpointId endpoint;
+};
+
+TEST(TransportGreeting, TheSameSecretLetsInAndEpochsAreKnown) {
+  Greeters pair({"a secret of the deployment", 3}, {"a secret of the deployment", 4});
+  ASSERT_TRUE(pair.pump_until([&] { return pair.server.first<MessageArrived>() != nullptr; }));
+  const EndpointId accepted = pair.server.first<EndpointAccepted>()->endpoint;
+  EXPECT_EQ(pair.server.first<MessageArrived>()->bytes, "early");
+  EXPECT_EQ(pair.server.worker->peer_epoch(accepted), 3u);
+  EXPECT_EQ(pair.client.worker->peer_epoch(pair.endpoint), 4u);
+}
+
+TEST(TransportGreeting, AnotherOrNoSecretIsRefusedByNameOnBothSides) {
+  struct Case {
+    Credentials caller, listener;
+    std::string word;
+  };
+  for (const Case& c :
+       {Case{{"another secret, as long"}, {"a secret of the deployment"}, "its deployment secret differs"},
+        {{}, {"a secret of the deployment"}, "it has no deployment secret"},
+        {{"a secret of the deployment"}, {}, "it has a deployment secret, and none is set here"}}) {
+    ::testing::internal::CaptureStderr();
+    Greeters pair(c.caller, c.listener);
+    EXPECT_TRUE(pair.pump_until([&] { return pair.client.first<EndpointFailed>() != nullptr; }));
+    const std::string logged = ::testing::internal::GetCapturedStderr();
+    ASSERT_NE(pair.client.first<EndpointFailed>(), nullptr);
+    EXPECT_TRUE(pair.client.first<EndpointFailed>()->not_greeted);
+    EXPECT_NE(pair.client.first<EndpointFailed>()->reason.find(c.word), std::string::npos);
+    EXPECT_NE(logged.find("a connection from 127.0.0.1:"), std::string::npos) << logged;
+    EXPECT_NE(logged.find("was refused: " + c.word), std::string::npos) << logged;
+    EXPECT_EQ(logged.find("a secret of the deployment"), std::string::npos) << "secrets are not logged";
+    EXPECT_TRUE(pair.server.events.empty()) << "the owner does not hear of strangers";
+  }
+}
+
+// What scanners and lost clients say to UCX's own port, which reads before we do. Bytes made for it can end the process
+// (docs/security.md).
+TEST(TransportGreeting, BytesOfAnotherProtocolHarmNobody) {
+  Side server(64);
+  const SystemClock clock;
+  const auto port = server.worker->listen("127.0.0.1", 0);
+  const SocketAddress address = *resolve("127.0.0.1", *port);
+  std::vector<int> sockets;
+  for (const std::string& said :
+       {std::string("GET / HTTP/1.1\r\n\r\n"), std::string(8192, 'A'), std::string(1, '\0'),
+        std::string("\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03 TLS", 15), std::string("SSH-2.0-x\r\n"), std::string()}) {
+    const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+    ASSERT_EQ(::connect(fd, reinterpret_cast<const sockaddr*>(address.bytes.data()), socklen_t(address.bytes.size())),
+              0);
+    static_cast<void>(!::send(fd, said.data(), said.size(), MSG_NOSIGNAL));
+    sockets.push_back(fd);
+  }
+  Side client(64);
+  client.worker->send(*client.worker->connect(address), "hello");
+  const TimePoint deadline = clock.now() + std::chrono::seconds(20);
+  while (server.first<MessageArrived>() == nullptr && clock.now() < deadline) {
+    server.worker->progress(clock.now(), server.events);
+    client.worker->progress(clock.now(), client.events);
+  }
+  EXPECT_NE(server.first<MessageArrived>(), nullptr);
+  EXPECT_EQ(server.count<EndpointAccepted>(), 1u);
+  for (const int fd : sockets) ::close(fd);
 }
 
 struct WaitingSide {

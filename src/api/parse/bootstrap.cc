@@ -8,7 +8,17 @@
 namespace tandem::api {
 namespace {
 
+constexpr size_t kMaxHostBytes = 255;  // of a name in DNS
 constexpr int64_t kMaxRoom = std::numeric_limits<int64_t>::max();
+
+// What may be a name or an address at all: it gets into logs and to the resolver.
+Result<std::string> read_host(Element value, std::string_view path) {
+  ASSIGN_OR_RETURN(std::string host, to_string(value, path));
+  if (host.size() > kMaxHostBytes) return corrupt(fmt::format("{}: longer than {} bytes", path, kMaxHostBytes));
+  const auto is_odd = [](char c) { return static_cast<unsigned char>(c) <= ' ' || c == '\x7f'; };
+  if (std::any_of(host.begin(), host.end(), is_odd)) return corrupt(fmt::format("{}: is not a host", path));
+  return host;
+}
 
 Result<std::optional<uint16_t>> read_port(Element value, std::string_view path) {
   if (value.is_null()) return std::optional<uint16_t>();
@@ -26,7 +36,7 @@ Result<std::optional<uint64_t>> read_room(Element value, std::string_view path) 
 
 Result<bool> BootstrapFields::read(const std::string& key, Element value) {
   if (key == "bootstrap_host") {
-    RETURN_IF_ERROR(read_one_or_many(value, key, host, to_string));
+    RETURN_IF_ERROR(read_one_or_many(value, key, host, read_host));
   } else if (key == "bootstrap_port") {
     RETURN_IF_ERROR(read_one_or_many(value, key, port, read_port));
   } else if (key == "bootstrap_room") {

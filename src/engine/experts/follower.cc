@@ -98,7 +98,10 @@ void ExpertFollower::take(api::NodeExpertAsk& ask) {
     std::fill(counts_.tokens.begin(), counts_.tokens.end(), 0);
   } else if (ask.what == What::kStartRecording) {
     taken_ = {};
-    if (ask.amount < 1) answer.error = fmt::format("a recording of {} steps", ask.amount);
+    const int64_t most = std::max<int64_t>(1, config_.recorder_bytes / int64_t(cells * sizeof(int32_t)));
+    if (ask.amount < 1 || ask.amount > most) {
+      answer.error = fmt::format("a recording of {} steps, at most {}", ask.amount, most);
+    }
     for (ExpertPort* port : parts_.ports) {
       if (answer.error.empty()) port->start_recording(ask.amount);
     }

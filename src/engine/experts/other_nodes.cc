@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -13,6 +14,9 @@ namespace {
 
 constexpr size_t kMaxArrivals = 4096;
 constexpr size_t kMaxAsks = 256;
+// Of one expert's tokens in one answer and in one step of it, so that no sum of what peers say overflows.
+constexpr int64_t kMaxCount = int64_t(1) << 40, kMaxStepCount = int64_t(1) << 24;
+constexpr size_t kMaxTakenBytes = size_t(1) << 30;  // of one node's recording: a peer may always say that more follows
 
 }  // namespace
 
@@ -83,6 +87,9 @@ void OtherNodes::take_part(const std::shared_ptr<Taking>& taking, api::NodeExper
       ExpertRecording& to = taking->recordings[i];
       to.steps.insert(to.steps.end(), answer.steps.begin(), answer.steps.end());
       to.counts.insert(to.counts.end(), answer.counts.begin(), answer.counts.end());
+      if (to.counts.size() * sizeof(int32_t) > kMaxTakenBytes) {
+        return taking->done(exhausted(fmt::format("{}: its recording is too large", links_.name(int32_t(i) + 1))));
+      }
       more = more || answer.steps_left > 0;
     }
     if (more) return take_part(taking, api::NodeExpertAsk::What::kMoreRecording, now_);
@@ -137,6 +144,12 @@ Status OtherNodes::check(const api::NodeExpertAnswer& answer) const {
   if (!answer.tokens.empty() && answer.tokens.size() != cells_) return corrupt("counts of another model came");
   if (answer.counts.size() != answer.steps.size() * cells_) return corrupt("a recording of another model came");
   if (answer.steps_left > 0 && answer.steps.empty()) return corrupt("a part of a recording without a step came");
+  const auto all_up_to = [](const auto& counts, int64_t most) {
+    return std::all_of(counts.begin(), counts.end(), [&](int64_t count) { return count >= 0 && count <= most; });
+  };
+  if (!all_up_to(answer.tokens, kMaxCount) || !all_up_to(answer.counts, kMaxStepCount)) {
+    return corrupt("impossible counts came");
+  }
   return Ok{};
 }
 

@@ -66,6 +66,10 @@ void DecodeWorker::submit(api::EngineRequest input) {
     sink.port = bootstrap.port.value_or(core_.config.default_bootstrap_port);
     sink.address = PrefillPeers::address_of(sink.host, sink.port);
     sink.wants_digest = is_sampled(sink.room, core_.config.digest_sample_rate);
+    if (!peers_.has_room_for(sink.address)) {
+      sink.settled = true;
+      return core_.end(*request, failed("too many prefill addresses are being called", 503));
+    }
     peers_.want(sink.host, sink.port, core_.now());
   }
   advance(request->life, RequestState::kPreparing, core_.now());
@@ -235,6 +239,10 @@ void DecodeWorker::handle(const std::string& address, const api::HandoverConfirm
   if (message.generation != sink.generation) return fail(*request, "prefill confirmed another generation");
   if (message.first_token < 0 || message.first_token >= core_.vocab_size) {
     return fail(*request, fmt::format("prefill's first token is {}", message.first_token));
+  }
+  if (message.cached_tokens > uint32_t(request->prompt_tokens)) {
+    return fail(*request,
+                fmt::format("prefill had {} of {} tokens cached", message.cached_tokens, request->prompt_tokens));
   }
   if (!digest_matches(*request, message)) {
     core_.metrics.digest_mismatches.add();

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "base/log.h"
@@ -14,6 +15,8 @@ constexpr Duration kHandshakeDeadline = std::chrono::seconds(15);
 
 // Beyond these, prefill's own deadline ends what waits for this side.
 constexpr size_t kMaxFarewells = 4096;
+
+constexpr size_t kMaxCalling = 256;  // addresses that are being connected to or greeted
 
 }  // namespace
 
@@ -32,6 +35,12 @@ void PrefillPeers::want(const std::string& host, uint16_t port, TimePoint now) {
   peer.connect_id = next_connect_++;
   peer.deadline = now + kHandshakeDeadline;
   outbox_.command(kv::ConnectCommand{peer.connect_id, host, port});
+}
+
+bool PrefillPeers::has_room_for(const std::string& address) const {
+  if (knows(address)) return true;
+  const auto calling = [](const auto& entry) { return entry.second.state != PrefillPeer::State::kReady; };
+  return size_t(std::ranges::count_if(by_address_, calling)) < kMaxCalling;
 }
 
 const PrefillPeer* PrefillPeers::ready(const std::string& address) const {

@@ -47,6 +47,8 @@ class PrefillPeers {
   void want(const std::string& host, uint16_t port, TimePoint now);
   const PrefillPeer* ready(const std::string& address) const;  // null: not (yet)
   bool knows(const std::string& address) const { return by_address_.contains(address); }
+  // False: too many addresses have not answered yet. Requests name them, so that anybody could make up more.
+  bool has_room_for(const std::string& address) const;
   // Tells the address that a room is given up, now or once the handshake is done.
   void give_up(const std::string& address, api::HandoverAbort abort);
   PeerNews take(const kv::TransferReport& report, TimePoint now);

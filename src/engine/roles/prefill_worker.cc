@@ -20,6 +20,7 @@ constexpr size_t kMaxStrangers = 65536;  // wants without a request, rooms given
 constexpr Duration kCheckEvery = std::chrono::milliseconds(5);
 // How long a room that one side gave up is remembered for the other's first word.
 constexpr Duration kRememberGone = std::chrono::seconds(30);
+constexpr size_t kMaxKeptReason = 256;  // a peer's words, kept for each of kMaxStrangers rooms
 
 }  // namespace
 
@@ -241,6 +242,7 @@ void PrefillWorker::handle(PeerId, const api::HandoverQueued& queued) {
 
 void PrefillWorker::remember_gone(uint64_t room, std::string reason) {
   if (gone_.size() >= kMaxStrangers) return;
+  reason.resize(std::min(reason.size(), kMaxKeptReason));
   gone_[room] = {std::move(reason), core_.now() + kRememberGone};
 }
 

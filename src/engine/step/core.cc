@@ -95,8 +95,11 @@ Request* Core::admit(api::EngineRequest input, scheduler::LifeKind kind) {
   request.seed = request.input.sampling.seed.value_or(mix(config.seed ^ mix(request.id().value)));
   request.tokens = std::move(request.input.input_ids);  // not copied: thousands of long prompts may wait
   request.prompt_tokens = request.num_tokens();
-  const bool fresh = requests_.emplace(request.id(), std::move(made)).second;
-  CHECK(fresh);
+  if (!requests_.emplace(request.id(), std::move(made)).second) {
+    // Only another node can do that; an event would end the request that has the id.
+    log::write(log::Level::kError, config.log_scope, "a second request came with an id in use: it is dropped");
+    return nullptr;
+  }
   if (const std::string fault = refuse(request.input, request.prompt(), max_request_tokens, vocab_size);
       !fault.empty()) {
     end(request, aborted(fault, 400));

@@ -85,7 +85,6 @@ Result<LinkFrame> decode_hello(Reader& reader) {
   hello.epoch = reader.number<uint64_t>();
   hello.heartbeat_ms = reader.number<uint32_t>();
   hello.region_bytes = reader.number<uint64_t>();
-  hello.secret = reader.text16(kMaxSecretBytes);
   return LinkFrame(std::move(hello));
 }
 
@@ -110,7 +109,6 @@ struct Encode {
     writer.number(hello.epoch);
     writer.number(hello.heartbeat_ms);
     writer.number(hello.region_bytes);
-    writer.text16(hello.secret);
     return writer.take();
   }
   std::string operator()(const RefuseFrame& refuse) const { return with_reason(FrameType::kRefuse, refuse.reason); }
@@ -187,12 +185,5 @@ Result<LinkFrame> decode_link_frame(std::string_view bytes) {
 }
 
 std::string encode_link_frame(const LinkFrame& frame) { return std::visit(Encode{}, frame); }
-
-bool same_secret(std::string_view a, std::string_view b) {
-  unsigned difference = a.size() == b.size() ? 0 : 1;
-  for (size_t i = 0; i < a.size(); ++i)
-    difference |= unsigned(uint8_t(a[i]) ^ uint8_t(b.empty() ? 0 : b[i % b.size()]));
-  return difference == 0;
-}
 
 }  // namespace tandem::kv

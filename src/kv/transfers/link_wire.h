@@ -13,17 +13,16 @@
 namespace tandem::kv {
 
 inline constexpr uint32_t kLinkMagic = 0x4b4d4454;  // "TDMK"
-inline constexpr uint16_t kLinkVersion = 1;
+inline constexpr uint16_t kLinkVersion = 2;
 inline constexpr size_t kMaxPeerMessageBytes = size_t(64) << 20;
 inline constexpr uint32_t kMaxRequestParts = 2048;             // of one read request
 inline constexpr int64_t kMaxRequestBytes = int64_t(1) << 20;  // asked for by one read request
-inline constexpr size_t kMaxSecretBytes = 256, kMaxReasonBytes = 512;
+inline constexpr size_t kMaxReasonBytes = 512;
 
-struct HelloFrame {  // first in both directions; the listener answers the caller's
-  uint64_t epoch = 0;
+struct HelloFrame {           // first in both directions; the listener answers the caller's
+  uint64_t epoch = 0;         // the one that the sender has greeted with
   uint32_t heartbeat_ms = 0;  // how often the sender will say something
   uint64_t region_bytes = 0;  // of the cache that the receiver may read
-  std::string secret = {};
 };
 struct RefuseFrame {  // what the receiver sent is not accepted; the receiver closes the connection
   std::string reason;
@@ -59,8 +58,5 @@ using LinkFrame = std::variant<HelloFrame, RefuseFrame, MessageFrame, ContinueFr
 // Views point into `bytes`. kCorrupt: unknown type, wrong length; kInvalidInput: another magic or wire version.
 Result<LinkFrame> decode_link_frame(std::string_view bytes);
 std::string encode_link_frame(const LinkFrame& frame);
-
-// Takes as long whether or where they differ; the lengths may show.
-bool same_secret(std::string_view a, std::string_view b);
 
 }  // namespace tandem::kv

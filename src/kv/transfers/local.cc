@@ -130,8 +130,8 @@ bool LocalFabric::State::advance_connects(uint64_t self_id, Node& self, TimePoin
 
 void LocalFabric::State::establish(uint64_t self_id, Node& self, uint64_t peer, uint64_t other_id, Node& other) {
   Link& link = self.links.at(peer);
-  if (!other.options.secret.empty() && other.options.secret != self.options.secret) {
-    lose(self, peer, fmt::format("{}: refused, the secret differs", link.target));
+  if (other.options.secret != self.options.secret) {
+    lose(self, peer, fmt::format("{}: refused, the deployment secret differs", link.target));
     return;
   }
   const uint64_t there = other.next_peer++;

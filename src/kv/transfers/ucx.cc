@@ -109,7 +109,6 @@ HelloFrame UcxTransfer::own_hello() const {
   hello.heartbeat_ms =
       uint32_t(std::chrono::duration_cast<std::chrono::milliseconds>(options_.heartbeat_interval).count());
   hello.region_bytes = context_->region().size();
-  hello.secret = options_.secret;
   return hello;
 }
 
@@ -241,7 +240,7 @@ void UcxTransfer::serve_read(Link& link, const ReadRequestFrame& request) {
 // Why we do not talk to this peer, if so.
 std::optional<std::string> UcxTransfer::objection(const Link& link, const HelloFrame& hello) const {
   if (link.state != LinkState::kGreeting) return "a second hello";
-  if (!options_.secret.empty() && !same_secret(options_.secret, hello.secret)) return "the secret differs";
+  if (hello.epoch != worker_->peer_epoch(link.endpoint)) return "another epoch than it has greeted with";
   if (hello.region_bytes > uint64_t(INT64_MAX)) return fmt::format("a region of {} bytes", hello.region_bytes);
   if (hello.heartbeat_ms > kMaxHeartbeatMs) return fmt::format("a heartbeat every {} ms", hello.heartbeat_ms);
   return std::nullopt;
@@ -362,10 +361,6 @@ bool UcxTransfer::poll(TimePoint now, std::vector<TransferEvent>& events) {
 }
 
 Status validate(const TransferOptions& options) {
-  if (options.secret.size() > kMaxSecretBytes) {
-    return invalid_input(
-        fmt::format("the transfer secret has {} bytes, at most {}", options.secret.size(), kMaxSecretBytes));
-  }
   if (options.heartbeat_interval < std::chrono::milliseconds(1) ||
       options.heartbeat_interval > std::chrono::milliseconds(kMaxHeartbeatMs) || options.heartbeat_max_failures < 1) {
     return invalid_input(fmt::format("heartbeat every {} s, {} failures: wanted 0.001 to 3600 s and at least 1",
@@ -378,7 +373,8 @@ Status validate(const TransferOptions& options) {
 
 Result<std::unique_ptr<KvTransfer>> make_ucx_transfer(const TransferOptions& options, std::span<std::byte> region) {
   RETURN_IF_ERROR(validate(options));
-  ASSIGN_OR_RETURN(auto context, transport::Context::create(region, false, options.devices));
+  ASSIGN_OR_RETURN(auto context,
+                   transport::Context::create(region, false, options.devices, {options.secret, options.epoch}));
   ASSIGN_OR_RETURN(auto worker, transport::Worker::create(*context));
   uint16_t port = 0;
   if (options.listen) {

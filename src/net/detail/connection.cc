@@ -19,7 +19,8 @@ using tcp = asio::ip::tcp;
 
 constexpr size_t kSpareBytes = 64;  // simdjson's padding behind a body
 constexpr Duration kLingerTime = std::chrono::seconds(2);
-constexpr int kReadsPerWake = 16;  // then the other connections get their turn
+constexpr size_t kLingerBytes = size_t(64) << 20;  // discarded in that time; whoever sends more than this is cut
+constexpr int kReadsPerWake = 16;                  // then the other connections get their turn
 
 int hex_digit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
@@ -99,7 +100,12 @@ void Connection::on_readable() {
       close(true);
       return;
     }
-    if (state_ != State::kLingering) consume({scratch.data(), n});
+    if (state_ == State::kLingering) {
+      lingered_bytes_ += n;
+      if (lingered_bytes_ > kLingerBytes) return close(true);
+    } else {
+      consume({scratch.data(), n});
+    }
     if (n < scratch.size() || state_ == State::kPending) break;
   }
   wait_readable();
@@ -122,6 +128,8 @@ size_t Connection::parse(std::string_view bytes) {
   auto on_body = [this](std::string_view piece) {
     grow_body(piece.size());
     body_.append(piece);
+    waiting_bytes_ += piece.size();
+    core_->waiting_bytes += piece.size();
   };
   while (consumed < bytes.size() && state_ <= State::kBody) {
     if (state_ == State::kIdle) {
@@ -141,9 +149,13 @@ size_t Connection::parse(std::string_view bytes) {
       refuse(fault->status, fault->message);
       return bytes.size();
     }
+    if (core_->waiting_bytes > core_->options.max_waiting_bytes) {
+      refuse(503, "too many large bodies are arriving at once");
+      return bytes.size();
+    }
     if (!header_was_done && parser_->header_done()) header_complete();
     if (state_ > State::kBody) return bytes.size();  // refused by its header
-    if (state_ == State::kBody) deadline_.set(core_->options.body_idle_timeout);
+    if (state_ == State::kBody) deadline_.set(body_patience());
     if (parser_->done()) {
       dispatch();
     } else if (n == 0) {
@@ -155,6 +167,7 @@ size_t Connection::parse(std::string_view bytes) {
 
 void Connection::header_complete() {
   state_ = State::kBody;
+  body_began_ = std::chrono::steady_clock::now();
   const std::string* expect = parser_->head().find("expect");
   if (!expect || parser_->done()) return;
   if (!equals_ignoring_case(*expect, "100-continue")) return refuse(417, "only Expect: 100-continue is understood");
@@ -180,6 +193,19 @@ void Connection::grow_body(size_t more) {
   body_.reserve(needed);
 }
 
+void Connection::forget_body() {
+  core_->waiting_bytes -= std::exchange(waiting_bytes_, 0);
+  body_ = {};
+}
+
+// Until the next piece of the body: the idle timeout, or less where the body has come too slowly so far.
+Duration Connection::body_patience() const {
+  const HttpServerOptions& options = core_->options;
+  const auto earned = from_seconds(double(waiting_bytes_) / double(std::max<size_t>(1, options.min_body_bytes_per_s)));
+  const Duration spent = std::chrono::steady_clock::now() - body_began_;
+  return std::min(options.body_idle_timeout, options.body_idle_timeout + earned - spent);
+}
+
 std::shared_ptr<Exchange> Connection::new_exchange(bool head_only, bool http11, bool keep_alive) {
   Exchange::Traits traits{head_only, http11, keep_alive && !core_->draining, core_->options.max_stream_backlog};
   return std::make_shared<Exchange>(core_->loop, traits, [weak = weak_from_this()] {
@@ -202,7 +228,7 @@ void Connection::dispatch() {
   if (core_->options.access_log) logged_ = request;
   if (body_.capacity() < body_.size() + kSpareBytes) body_.reserve(body_.size() + kSpareBytes);
   request.body.swap(body_);
-  body_ = {};
+  forget_body();
   auto exchange = exchange_;
   try {
     core_->handler(std::move(request), std::make_shared<ExchangeWriter>(exchange));
@@ -218,7 +244,7 @@ void Connection::refuse(int status, std::string message) {
   state_ = State::kPending;
   deadline_.clear();
   parser_.reset();
-  body_ = {};
+  forget_body();
   HttpResponse response;
   if (core_->options.error_response) {
     response = core_->options.error_response(status, std::move(message));
@@ -238,7 +264,7 @@ void Connection::refuse(int status, std::string message) {
 void Connection::expired() {
   switch (state_) {
     case State::kHeader: return refuse(408, "the request header did not arrive in time");
-    case State::kBody: return refuse(408, "the request body stopped arriving");
+    case State::kBody: return refuse(408, "the request body stopped arriving or came too slowly");
     case State::kPending:
       log::warning("remote={} has not read its answer for {:.0f} s: closed", remote_,
                    seconds(core_->options.write_stall_timeout));
@@ -292,7 +318,7 @@ void Connection::advance(size_t written) {
   }
   if (!pieces_.empty()) return write_some();
   if (state_ == State::kPending) deadline_.clear();
-  if (state_ == State::kBody) deadline_.set(core_->options.body_idle_timeout);
+  if (state_ == State::kBody) deadline_.set(body_patience());
   if (std::exchange(interim_, false)) return flush();
   const size_t payload_bytes = outgoing_.payload.size();
   const bool last = outgoing_.last;
@@ -341,7 +367,7 @@ void Connection::close(bool hang_up) {
   socket_.close(ignored);
   if (core_->connections.erase(self)) core_->open.fetch_sub(1, std::memory_order_relaxed);
   parser_.reset();
-  body_ = {};
+  forget_body();
   input_ = {};
   if (!exchange_) return;
   auto exchange = std::move(exchange_);

@@ -26,6 +26,7 @@ struct ServerCore {
       std::vector<char>(256 << 10);  // every read lands here first: idle connections hold no buffer
   std::set<std::shared_ptr<Connection>> connections = {};
   std::atomic<size_t> open = 0;
+  size_t waiting_bytes = 0;  // of all bodies that are still arriving
   bool draining = false;
 };
 
@@ -53,6 +54,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void expired();
   std::shared_ptr<Exchange> new_exchange(bool head_only, bool http11, bool keep_alive);
   void grow_body(size_t more);
+  void forget_body();
+  Duration body_patience() const;
 
   void flush();
   void write_some();
@@ -69,6 +72,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string input_;  // received and not yet parsed
   std::unique_ptr<HttpParser> parser_;
   std::string body_;
+  size_t lingered_bytes_ = 0;
+  size_t waiting_bytes_ = 0;  // this body's part of the core's
+  TimePoint body_began_ = {};
   std::shared_ptr<Exchange> exchange_;  // shared with the writers
   std::optional<HttpRequest> logged_;   // without its body; only with an access log
 

@@ -118,7 +118,7 @@ Status NodeGroupImpl::build(const std::function<bool()>& stopped) {
   ASSIGN_OR_RETURN(const transport::SocketAddress first, transport::resolve(options_.host, options_.port));
   ASSIGN_OR_RETURN(own_host_, transport::local_host_towards(first));
   RETURN_IF_ERROR(open_ports());
-  ASSIGN_OR_RETURN(link_, Link::create(options_.devices));
+  ASSIGN_OR_RETURN(link_, Link::create(options_.devices, options_.credentials));
   NodeHello own;
   own.version = options_.version;
   own.num_nodes = uint32_t(options_.num_nodes);
@@ -145,8 +145,8 @@ Status NodeGroupImpl::build(const std::function<bool()>& stopped) {
 Status NodeGroupImpl::open_ports() {
   std::vector<std::unique_ptr<RankPort>> ports;
   for (int32_t i = 0; i < options_.ranks_per_node; ++i) {
-    ASSIGN_OR_RETURN(ports.emplace_back(),
-                     RankPort::create(state_, Rank{state_.first_rank() + i}, own_host_, options_.devices));
+    ASSIGN_OR_RETURN(ports.emplace_back(), RankPort::create(state_, Rank{state_.first_rank() + i}, own_host_,
+                                                            options_.devices, options_.credentials));
   }
   state_.ports = std::move(ports);
   return Ok{};

@@ -10,9 +10,9 @@ constexpr size_t kMaxInFlight = size_t(4) << 20;
 
 }  // namespace
 
-Result<std::unique_ptr<Link>> Link::create(const std::vector<std::string>& devices) {
+Result<std::unique_ptr<Link>> Link::create(const std::vector<std::string>& devices, const transport::Credentials& own) {
   std::unique_ptr<Link> link(new Link());
-  ASSIGN_OR_RETURN(link->context_, transport::Context::create({}, true, devices));
+  ASSIGN_OR_RETURN(link->context_, transport::Context::create({}, true, devices, own));
   ASSIGN_OR_RETURN(link->worker_, transport::Worker::create(*link->context_));
   return link;
 }
@@ -24,8 +24,13 @@ Status Link::listen(const std::string& host, uint16_t port) {
 
 Result<transport::EndpointId> Link::call(const transport::SocketAddress& address) {
   ASSIGN_OR_RETURN(const transport::EndpointId endpoint, worker_->connect(address));
-  peers_[endpoint];
+  peers_[endpoint].in.allow(kMaxRecordBytes);
   return endpoint;
+}
+
+void Link::trust(transport::EndpointId endpoint) {
+  const auto known = peers_.find(endpoint);
+  if (known != peers_.end()) known->second.in.allow(kMaxRecordBytes);
 }
 
 void Link::write(transport::EndpointId endpoint, const NodeRecord& record) {
@@ -59,7 +64,8 @@ void Link::take(const transport::Event& event, std::vector<LinkEvent>& events) {
     return;
   }
   if (const auto* failed = std::get_if<transport::EndpointFailed>(&event)) {
-    if (peers_.erase(failed->endpoint) > 0) events.push_back(LinkLost{failed->endpoint, failed->reason});
+    if (peers_.erase(failed->endpoint) > 0)
+      events.push_back(LinkLost{failed->endpoint, failed->reason, failed->not_greeted});
     return;
   }
   const auto* message = std::get_if<transport::MessageArrived>(&event);

@@ -21,16 +21,20 @@ struct LinkRecord {
 struct LinkLost {  // terminal
   transport::EndpointId endpoint;
   std::string reason;
+  bool not_greeted = false;  // as of transport::EndpointFailed
 };
 using LinkEvent = std::variant<LinkRecord, LinkLost>;
 
 class Link {
  public:
-  // devices: as of transport::Context.
-  static Result<std::unique_ptr<Link>> create(const std::vector<std::string>& devices);
+  // devices, own: as of transport::Context.
+  static Result<std::unique_ptr<Link>> create(const std::vector<std::string>& devices,
+                                              const transport::Credentials& own);
 
   Status listen(const std::string& host, uint16_t port);
   Result<transport::EndpointId> call(const transport::SocketAddress& address);
+  // From now on records of any length are taken from a caller that is known; until then a greeting's.
+  void trust(transport::EndpointId endpoint);
   // Queued; a no-op on lost connections.
   void write(transport::EndpointId endpoint, const NodeRecord& record);
   size_t backlog(transport::EndpointId endpoint) const;  // bytes that are not on their way

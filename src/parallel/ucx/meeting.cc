@@ -86,6 +86,7 @@ class First {
       return Ok{};
     }
     log::info("{} is here with {} ranks", place(hello), hello.ranks_per_node);
+    parts_.link.trust(endpoint);
     guest = {std::move(hello), endpoint};
     ++num_here_;
     return Ok{};
@@ -205,6 +206,7 @@ Result<Met> meet_as_other(const MeetingParts& parts) {
     if (!parts.link.poll(now, events)) parts.link.wait(kLook);
     for (const LinkEvent& event : events) {
       if (const auto* lost = std::get_if<LinkLost>(&event)) {
+        if (lost->not_greeted) return invalid_input(fmt::format("{}: {}", first, lost->reason));
         last = lost->reason;
         endpoint.reset();
         call_at = now + kCallAgain;

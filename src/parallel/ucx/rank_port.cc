@@ -28,9 +28,10 @@ void GroupState::fail(Error error) {
 }
 
 Result<std::unique_ptr<RankPort>> RankPort::create(GroupState& state, Rank rank, const std::string& host,
-                                                   const std::vector<std::string>& devices) {
+                                                   const std::vector<std::string>& devices,
+                                                   const transport::Credentials& own) {
   std::unique_ptr<RankPort> port(new RankPort(state, rank));
-  ASSIGN_OR_RETURN(port->context_, transport::Context::create({}, true, devices));
+  ASSIGN_OR_RETURN(port->context_, transport::Context::create({}, true, devices, own));
   ASSIGN_OR_RETURN(port->worker_, transport::Worker::create(*port->context_));
   ASSIGN_OR_RETURN(port->port_, port->worker_->listen(host, 0));
   port->endpoint_of_.resize(size_t(state.num_ranks()));

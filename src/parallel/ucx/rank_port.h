@@ -54,7 +54,8 @@ class RankPort {
  public:
   // Listens at host, on any free port.
   static Result<std::unique_ptr<RankPort>> create(GroupState& state, Rank rank, const std::string& host,
-                                                  const std::vector<std::string>& devices);
+                                                  const std::vector<std::string>& devices,
+                                                  const transport::Credentials& own);
 
   uint16_t port() const { return port_; }
   Rank rank() const { return rank_; }

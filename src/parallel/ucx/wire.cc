@@ -166,7 +166,7 @@ Result<std::optional<std::string>> RecordStream::next() {
   if (waiting_.size() - taken_ < kLengthBytes) return std::optional<std::string>();
   uint32_t bytes = 0;
   ByteReader(std::string_view(waiting_).substr(taken_)).number(bytes);
-  if (bytes > kMaxRecordBytes) return damaged(fmt::format("{} bytes, at most {}", bytes, kMaxRecordBytes));
+  if (bytes > max_bytes_) return damaged(fmt::format("{} bytes, at most {}", bytes, max_bytes_));
   if (waiting_.size() - taken_ - kLengthBytes < bytes) {
     waiting_.erase(0, std::exchange(taken_, 0));
     return std::optional<std::string>();

@@ -19,6 +19,7 @@ namespace tandem::parallel {
 inline constexpr uint32_t kNodeMagic = 0x444e4454;  // the bytes "TDND"
 inline constexpr uint16_t kNodeVersion = 2;
 inline constexpr size_t kMaxRecordBytes = size_t(64) << 20;
+inline constexpr size_t kMaxHelloBytes = size_t(1) << 20;  // of whoever has not said who it is
 
 struct PortAddress {
   std::string host;
@@ -59,12 +60,15 @@ Result<NodeRecord> decode_record(std::string_view bytes);
 class RecordStream {
  public:
   void feed(std::string_view bytes) { waiting_.append(bytes); }
+  // The longest record that is taken; at first kMaxHelloBytes.
+  void allow(size_t record_bytes) { max_bytes_ = record_bytes; }
   // The next whole record, without its length; nothing while it is not all there; kCorrupt where it is too long.
   Result<std::optional<std::string>> next();
 
  private:
   std::string waiting_;
   size_t taken_ = 0;
+  size_t max_bytes_ = kMaxHelloBytes;
 };
 
 // Messages between two ranks; the first byte tells which.
