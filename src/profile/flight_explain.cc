@@ -265,13 +265,20 @@ class GroupExplainer {
   }
 
   void name_ended() {
+    std::map<std::pair<uint64_t, std::string>, std::vector<int32_t>> by_reason;
     for (const auto& [rank, view] : group_.ranks) {
       const FlightEntry* end = view.newest(FlightKind::kEnd);
-      if (end == nullptr) continue;
-      FlightFinding& finding = add(Kind::kGaveUp, {rank});
-      finding.step = end->step;
-      finding.waited_s = age_s(end->time_ns, now_ns_);
-      finding.sentence = fmt::format("{} gave up at step {}: {}", view.name(), end->step, view.end_reason());
+      if (end != nullptr) by_reason[{end->step, view.end_reason()}].push_back(rank);
+    }
+    for (const auto& [why, ranks] : by_reason) {
+      FlightFinding& finding = add(Kind::kGaveUp, ranks);
+      finding.step = why.first;
+      finding.waited_s = age_s(group_.find(ranks[0])->newest(FlightKind::kEnd)->time_ns, now_ns_);
+      finding.sentence =
+          fmt::format("{} gave up at step {}: {}",
+                      ranks.size() == 1 ? group_.name_of(ranks[0])
+                                        : fmt::format("{} of the {} server", ranks_text(ranks), finding.role),
+                      why.first, why.second);
     }
   }
 

@@ -252,7 +252,7 @@ TEST(FlightExplain, ARankThatEndedInOrderIsNotStuck) {
   step(alone, 5, 8).closed();
   const Explanation explanation = explain({alone});
   EXPECT_FALSE(explanation.is_stuck);
-  EXPECT_EQ(explanation.findings.at(0).sentence, "the decode server of rank 0 (decode, pid 4711, gone) has ended");
+  EXPECT_EQ(explanation.findings.at(0).sentence, "the decode server of rank 0 (decode, pid 4711, ended) has ended");
 }
 
 TEST(FlightExplain, AnAncestorThatDiedIsPastWhereItsServerLivesAgain) {
@@ -281,6 +281,24 @@ TEST(FlightExplain, ARankThatGaveUpSaysWhy) {
             Sentences({"rank 1 (decode, no recording of it here) has not voted for step 9 for 15.0 s; rank 0 waits for "
                        "it",
                        "rank 0 (decode, pid 4711) gave up at step 9: node 1 was lost"}));
+}
+
+TEST(FlightExplain, RanksThatGaveUpInAForwardStillNameTheRankTheyWaitedFor) {
+  std::vector<FlightLog> logs;
+  for (int32_t rank = 0; rank < 2; ++rank) {
+    Log log(FlightRole::kDecode, rank, 3);
+    log.vote(5, 9).decision(5, 9).add(5, FlightKind::kDispatch, 9, 5);
+    log.add(18, FlightKind::kForwardEnd, 9, -1, {}, 1).add(18, FlightKind::kEnd, 9);
+    log.add(18, FlightKind::kText, 9, -1, {0x74736f6c});
+    logs.push_back(log.closed());
+  }
+  Log frozen(FlightRole::kDecode, 2, 3, 1, 2);
+  logs.push_back(frozen.vote(5, 9).decision(5, 9).process(FlightProcess::kStopped));
+  EXPECT_EQ(stuck(logs),
+            Sentences({"rank 2 (decode node 1, pid 4712, stopped) has not dispatched layer 5 of step 9 for "
+                       "15.0 s: its last entry, 15.0 s old, is 'decision for step 9: decode, 12 tokens'; "
+                       "ranks 0 and 1 wait for it",
+                       "ranks 0 and 1 of the decode server gave up at step 9: lost"}));
 }
 
 std::string state_of(const std::array<uint32_t, 8>& decision, FlightStep kind) {

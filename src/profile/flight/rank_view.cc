@@ -88,8 +88,9 @@ std::string RankView::role() const {
 std::string RankView::name() const {
   const std::string node = header().num_nodes > 1 ? fmt::format(" node {}", header().node) : "";
   const bool is_known = log->process == FlightProcess::kStopped || log->process == FlightProcess::kGone;
-  return fmt::format("rank {} ({}{}, pid {}{}{})", header().rank, role(), node, header().pid, is_known ? ", " : "",
-                     is_known ? to_string(log->process) : "");
+  std::string state;
+  if (is_known) state = fmt::format(", {}", header().is_closed != 0 ? "ended" : to_string(log->process));
+  return fmt::format("rank {} ({}{}, pid {}{})", header().rank, role(), node, header().pid, state);
 }
 
 std::string RankView::end_reason() const {
@@ -113,9 +114,10 @@ std::vector<FlightWait> RankView::open_waits() const {
     waits.push_back({FlightKind::kVote, vote->step, -1, 0, 0, vote->time_ns, vote});
     return waits;
   }
-  const auto is_over = [&](const FlightEntry& entry) {
-    return is_after(vote, entry) || is_after(newest(FlightKind::kForwardEnd), entry);
-  };
+  // A forward that failed ended in the wait that it gave up.
+  const FlightEntry* done = newest(FlightKind::kForwardEnd);
+  if (done != nullptr && done->detail != 0) done = nullptr;
+  const auto is_over = [&](const FlightEntry& entry) { return is_after(vote, entry) || is_after(done, entry); };
   for (const auto& [number, channel] : channels) {
     const FlightEntry* open = channel.dispatch;
     if (open == nullptr || (channel.results != nullptr && channel.results->sequence > open->sequence)) {
