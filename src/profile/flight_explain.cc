@@ -182,21 +182,38 @@ class GroupExplainer {
                                    group_.name_of(ranks.second), decided(ranks.second));
   }
 
+  // The ranks without a recording here that are waited for in the same operation.
+  std::vector<int32_t> unrecorded_like(const FlightWait& wait) const {
+    std::vector<int32_t> ranks;
+    for (int32_t rank = 0; rank < group_.num_ranks; ++rank) {
+      if (group_.find(rank) != nullptr) continue;
+      const std::optional<FlightWait> theirs = first_wait_for(rank);
+      const bool is_same = theirs && theirs->kind == wait.kind && theirs->step == wait.step &&
+                           theirs->layer == wait.layer && theirs->channel == wait.channel;
+      if (is_same) ranks.push_back(rank);
+    }
+    return ranks;
+  }
+
   void name_missing() {
     for (int32_t rank = 0; rank < group_.num_ranks; ++rank) {
       const std::optional<FlightWait> wait = first_wait_for(rank);
-      if (!wait || blocked_.contains(rank)) continue;
+      if (!wait || blocked_.contains(rank) || named_.contains(rank)) continue;
       const RankView* view = group_.find(rank);
-      const int32_t pid = view && view->is_down() ? view->header().pid : 0;
-      named_.insert(rank);
-      if (pid != 0 && !down_pids_.insert({view->header().node, pid}).second) continue;  // said of its process already
-      FlightFinding& finding = add(Kind::kRankMissing, {rank});
+      const std::vector<int32_t> ranks = view ? std::vector{rank} : unrecorded_like(*wait);
+      named_.insert(ranks.begin(), ranks.end());
+      const auto process = view ? std::pair(view->header().node, view->header().pid) : std::pair(0, 0);
+      if (view && view->is_down() && !down_pids_.insert(process).second) continue;  // said of its process already
+      FlightFinding& finding = add(Kind::kRankMissing, ranks);
       set_wait(finding, *wait);
       finding.waiting = waiting_for(rank);
+      const bool one = ranks.size() == 1;
+      const std::string who = one ? group_.name_of(rank)
+                                  : fmt::format("{} ({}, no recording of them here)", ranks_text(ranks), finding.role);
       finding.sentence =
-          fmt::format("{} has not {} for {:.1f} s{}; {} {} for it", group_.name_of(rank), describe_missing(*wait),
+          fmt::format("{} {} not {} for {:.1f} s{}; {} {} for {}", who, one ? "has" : "have", describe_missing(*wait),
                       finding.waited_s, view ? ": " + last_text(*view, now_ns_) : "", ranks_text(finding.waiting),
-                      finding.waiting.size() == 1 ? "waits" : "wait");
+                      finding.waiting.size() == 1 ? "waits" : "wait", one ? "it" : "them");
     }
   }
 

@@ -147,7 +147,8 @@ TEST_F(EngineFlight, AStepIsAVoteADecisionAndAForward) {
   rig.turn();
   const profile::FlightRecorder* one[] = {flight.get()};
   std::vector<profile::FlightKind> kinds;
-  for (const profile::FlightEntry& entry : profile::read_flights(one)[0].entries) kinds.push_back(entry.kind);
+  const std::vector<profile::FlightLog> logs = profile::read_flights(one);
+  for (const profile::FlightEntry& entry : logs[0].entries) kinds.push_back(entry.kind);
   using enum profile::FlightKind;
   EXPECT_EQ(kinds, std::vector({kVote, kDecision, kForwardBegin, kForwardEnd}));
 }

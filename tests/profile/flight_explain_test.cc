@@ -201,6 +201,13 @@ TEST(FlightExplain, ARankWithoutARecordingIsNamedByThoseThatWait) {
                        "ranks 0 and 1 wait for it"}));
 }
 
+TEST(FlightExplain, RanksWithoutARecordingAreNamedTogether) {
+  Log first(FlightRole::kDecode, 0, 4), second(FlightRole::kDecode, 1, 4);
+  for (Log* log : {&first, &second}) log->vote(5, 9).missing(5.1, FlightKind::kVote, 9, -1, {2, 3});
+  EXPECT_EQ(stuck({first, second}), Sentences({"ranks 2 and 3 (decode, no recording of them here) have not voted for "
+                                               "step 9 for 15.0 s; ranks 0 and 1 wait for them"}));
+}
+
 TEST(FlightExplain, WhatWasSentAndDoesNotArriveIsTheConnection) {
   Log first(FlightRole::kDecode, 0, 2), second(FlightRole::kDecode, 1, 2, 1, 2);
   first.vote(5, 9).decision(5, 9).add(5, FlightKind::kDispatch, 9, 5);

@@ -147,7 +147,8 @@ TEST_F(FlightFile, AReasonIsReadAsItWasWritten) {
   const std::string reason = "no vote for step 812 from rank(s) 3 of 4 within 60.000 s; asked by rank 0";
   recorder->add_end(812, reason);
   std::string read_back;
-  for (const FlightEntry& entry : read().at(0).entries) {
+  const FlightLog log = read().at(0);
+  for (const FlightEntry& entry : log.entries) {
     if (entry.kind == FlightKind::kText) read_back += flight_text(entry);
   }
   EXPECT_EQ(read_back, reason);
