@@ -11,6 +11,7 @@ import threading
 
 import harness
 from harness import REFERENCE, Case, Combined, Pair, Server, free_port, greedy, request, wait_until
+from nodes_test import Nodes
 
 PROMPT = next(prompt for prompt in REFERENCE if prompt["name"] == "chat-capital")["ids"]
 BODY = {"input_ids": PROMPT, "sampling_params": greedy(8)}
@@ -69,39 +70,14 @@ class HealthyTest(Case):
         self.assertEqual(explain()[0], 2)
 
 
-class Nodes:
-    def __init__(self, directory):
-        meeting = f"127.0.0.1:{free_port()}"
-        self.servers = [
-            Server(
-                f"decode-node{node}",
-                "launch_server",
-                free_port(),
-                *("--disaggregation-mode", "decode", "--tp-size", 2, "--dp-size", 2, "--enable-dp-attention"),
-                *("--nnodes", 2, "--node-rank", node, "--dist-init-addr", meeting, *harness.SERVER_FLAGS),
-                *("--flight-recorder-dir", directory, "--watchdog-timeout", (8, 60)[node]),
-            )
-            for node in range(2)
-        ]
-        self.front = self.servers[0]
-
-    def wait_ready(self):
-        for server in self.servers:
-            server.wait_ready()
-        return self
-
-    def close(self):
-        for server in self.servers:
-            server.close()
-
-
 class FrozenNodeTest(Case):
     """SIGSTOP of node 1 of a decode server of two nodes."""
 
     @classmethod
     def make(cls):
         cls.directory = tempfile.TemporaryDirectory(prefix="tandem-flight-")
-        return Nodes(cls.directory.name)
+        more = ("--disaggregation-mode", "decode", "--flight-recorder-dir", cls.directory.name)
+        return Nodes("flight", 2, *more, of_node=(("--watchdog-timeout", 8), ()))
 
     @classmethod
     def tearDownClass(cls):
