@@ -25,6 +25,7 @@ constexpr Command kCommands[] = {
     {"profile", run_profile, "record steps on servers; profile show FILE: a trace per operator"},
     {"experts", run_experts, "plan expert placements, show loads; record, stop, dump on running servers"},
     {"throughput", run_throughput, "tokens/s/GPU from logs, traces or servers, and whether the figure is valid"},
+    {"explain", run_explain, "who waits for whom: flight recordings in a directory or of running servers"},
     {"doctor", run_doctor, "check ports, devices, limits, model, memory and peers before a start"},
 };
 

@@ -26,5 +26,6 @@ int run_slow_down(Args args);
 int run_throughput(Args args);
 int run_doctor(Args args);
 int run_profile(Args args);
+int run_explain(Args args);
 
 }  // namespace tandem::app

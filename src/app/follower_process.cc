@@ -6,17 +6,28 @@
 #include <algorithm>
 #include <iterator>
 
+#include "app/flight_files.h"
 #include "app/machine.h"
 #include "app/node_ranks.h"
 #include "app/nodes.h"
 #include "app/signals.h"
 #include "base/log.h"
 #include "net/http_server.h"
+#include "profile/flight_explain.h"
 
 namespace tandem::app {
 namespace {
 
 constexpr Duration kSignalPoll = std::chrono::milliseconds(50);
+
+// Time does not depend on where the two differ.
+bool is_same_secret(std::string_view given, std::string_view wanted) {
+  unsigned difference = given.size() == wanted.size() ? 0 : 1;
+  for (size_t i = 0; i < given.size(); ++i) {
+    difference |= static_cast<unsigned char>(given[i] ^ wanted[i % wanted.size()]);
+  }
+  return difference == 0;
+}
 
 class FollowerProcess final : public ServerProcess {
  public:
@@ -28,12 +39,14 @@ class FollowerProcess final : public ServerProcess {
  private:
   Status listen();
   void answer(const net::HttpRequest& request, net::ResponseWriter& writer) const;
+  void answer_flight(const net::HttpRequest& request, net::HttpResponse& response) const;
   void watch();
   void end(int status, const std::string& why);
 
   ResolvedConfig config_;
   const SystemClock clock_;
   profile::Metrics metrics_;
+  std::unique_ptr<FlightFiles> flight_;
   net::EventLoop loop_;
   std::unique_ptr<NodeRanks> ranks_;
   std::unique_ptr<net::HttpServer> http_;
@@ -49,7 +62,8 @@ Status FollowerProcess::build() {
   for (const std::string& line : plan.lines) log::info("{}", line);
   ASSIGN_OR_RETURN(const auto nodes, meet_nodes(config_, plan, clock_));
   settle_engine(config_, plan);
-  ASSIGN_OR_RETURN(ranks_, NodeRanks::create(config_, plan, {&clock_, &metrics_, num_threads, nodes},
+  ASSIGN_OR_RETURN(flight_, FlightFiles::create(config_, nodes->token(), clock_));
+  ASSIGN_OR_RETURN(ranks_, NodeRanks::create(config_, plan, {&clock_, &metrics_, num_threads, nodes, flight_.get()},
                                              [](const api::EngineEvent&) {}));
   return listen();
 }
@@ -74,6 +88,8 @@ void FollowerProcess::answer(const net::HttpRequest& request, net::ResponseWrite
   } else if (request.path == "/metrics" && config_.flags.enabled("enable_metrics")) {
     response.content_type = "text/plain; version=0.0.4; charset=utf-8";
     response.body = metrics_.scrape();
+  } else if (request.path == "/flight_recorder" && !flight_->all().empty()) {
+    answer_flight(request, response);
   } else {
     response.status = 404;
     response.body = R"({"detail":"Not Found: requests go to node 0"})";
@@ -81,10 +97,29 @@ void FollowerProcess::answer(const net::HttpRequest& request, net::ResponseWrite
   writer.send(std::move(response));
 }
 
+// As a server's endpoint of this name.
+void FollowerProcess::answer_flight(const net::HttpRequest& request, net::HttpResponse& response) const {
+  if (config_.flags.has("api_key")) {
+    const std::string* given = request.header("authorization");
+    if (given == nullptr || !is_same_secret(*given, "Bearer " + config_.flags.text("api_key"))) {
+      response.status = 401;
+      response.body = R"({"error":"Unauthorized"})";
+      return;
+    }
+  }
+  const bool raw = request.query == "raw=1";
+  if (raw) response.content_type = "application/octet-stream";
+  response.body = raw ? profile::copy_flights(flight_->all())
+                      : profile::explanation_json(profile::explain(profile::read_flights(flight_->all())));
+}
+
 // A node does not leave by itself: node 0 is asked, drains, and ends all nodes together.
 void FollowerProcess::watch() {
   if (ranks_->wants_stop()) return end(0, "node 0 ends the server");
-  if (const std::optional<std::string> lost = ranks_->lost()) return end(1, *lost);
+  if (const std::optional<std::string> lost = ranks_->lost()) {
+    flight_->explain_fault(flight_patience(config_.flags.number("watchdog_timeout")));
+    return end(1, *lost);
+  }
   if (signals_seen() > 1) return end(1, "stopped at once by a second signal");
   if (signals_seen() > 0 && !asked_to_stop_) {
     asked_to_stop_ = true;
@@ -94,6 +129,7 @@ void FollowerProcess::watch() {
   const double limit = config_.flags.number("watchdog_timeout");
   if (seconds(clock_.now() - ranks_->door().snapshot().last_progress) > limit) {
     log::error("Watchdog timeout (self.watchdog_timeout={}): the engine made no progress", limit);
+    flight_->explain_fault(flight_patience(limit));
     _exit(1);  // the engine thread is stuck, so there is nobody to join
   }
   timer_ = loop_.after(kSignalPoll, [this] { watch(); });

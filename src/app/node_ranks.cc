@@ -20,6 +20,7 @@
 #include "parallel/attention_group.h"
 #include "parallel/communicator.h"
 #include "parallel/expert_exchange.h"
+#include "parallel/flight.h"
 #include "profile/span.h"
 #include "profile/trace_writer.h"
 
@@ -104,6 +105,7 @@ class NodeRanksImpl final : public NodeRanks {
   int32_t num_ranks_of_all() const { return config_.num_nodes * config_.num_ranks; }
   // Of an attention group; the others follow it.
   bool is_leader(int32_t rank) const { return rank % config_.attn_tp_size == 0; }
+  void note_flights(std::vector<model::RankOptions>& ranks) const;
   void add_rank(std::unique_ptr<model::Model> model, std::unique_ptr<profile::Recorder> recorder);
   std::string log_scope(int32_t rank) const;
   Status load();
@@ -228,6 +230,7 @@ Status NodeRanksImpl::load() {
     if (!exchanges.empty()) rank.exchange = std::move(exchanges[size_t(i)]);
   }
   if (is_cuda(config_.backend)) RETURN_IF_ERROR(use_gpus(shape, rank_options));
+  note_flights(rank_options);
   ASSIGN_OR_RETURN(std::vector<std::unique_ptr<model::Model>> models,
                    model::load_ranks(options, std::move(rank_options)));
   log::info("Load weight end. type={}, dtype={}, avail mem={:.2f} GB, mem usage={:.2f} GB.", config_.model.architecture,
@@ -237,6 +240,16 @@ Status NodeRanksImpl::load() {
   log::info("KV Cache is allocated. #tokens: {}, KV size: {:.2f} GB", plan_.max_total_tokens,
             double(layout().total_bytes()) / 1e9);
   return Ok{};
+}
+
+// A rank alone exchanges with nobody.
+void NodeRanksImpl::note_flights(std::vector<model::RankOptions>& ranks) const {
+  for (size_t i = 0; i < ranks.size() && num_ranks_of_all() > 1; ++i) {
+    profile::FlightRecorder* const flight = parts_.flight->of(i);
+    if (flight == nullptr) continue;
+    if (ranks[i].exchange) ranks[i].exchange = parallel::note_flight(std::move(ranks[i].exchange), *flight);
+    if (ranks[i].attention) ranks[i].attention = parallel::note_flight(std::move(ranks[i].attention), *flight);
+  }
 }
 
 void NodeRanksImpl::add_rank(std::unique_ptr<model::Model> model, std::unique_ptr<profile::Recorder> recorder) {
@@ -373,7 +386,8 @@ std::string NodeRanksImpl::log_scope(int32_t rank) const {
 
 Status NodeRanksImpl::build_engine(size_t index, std::unique_ptr<parallel::Communicator> communicator) {
   RankParts& rank = *ranks_[index];
-  rank.communicator = std::move(communicator);
+  profile::FlightRecorder* const flight = parts_.flight->of(index);
+  rank.communicator = flight ? parallel::note_flight(std::move(communicator), *flight) : std::move(communicator);
   engine::EngineParts parts;
   parts.clock = parts_.clock;
   parts.model = rank.model.get();
@@ -394,6 +408,7 @@ Status NodeRanksImpl::build_engine(size_t index, std::unique_ptr<parallel::Commu
   parts.metrics = parts_.metrics;
   parts.experts = rank.experts.get();
   parts.plans = rank.plans.get();
+  parts.flight = flight;
   engine::EngineConfig config = config_.engine;
   const int32_t number = first_rank() + int32_t(index);
   config.dp_rank = number / config_.attn_tp_size;

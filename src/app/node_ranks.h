@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "app/flight_files.h"
 #include "app/memory_plan.h"
 #include "app/resolve.h"
 #include "engine/engine.h"
@@ -24,6 +25,7 @@ class NodeRanks {
     profile::Metrics* metrics;
     int num_threads;                             // of the process, for kernels
     std::shared_ptr<parallel::NodeGroup> nodes;  // null: the only node. Shared: the ranks' ports live in it
+    const FlightFiles* flight;
   };
   // Loads the model and opens the KV ports; with several nodes, waits until all have. Events of all ranks go to the
   // sink, on engine threads and the link's; on nodes other than 0 they go to node 0.

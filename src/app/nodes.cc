@@ -42,7 +42,8 @@ constexpr std::string_view kOfOneNode[] = {"admin_api_key",
                                            "disaggregation_ib_device",
                                            "enable_metrics_for_all_schedulers",
                                            "load_watch_interval",
-                                           "slurm"};
+                                           "slurm",
+                                           "flight_recorder_dir"};
 
 const char* isa_name(const ResolvedConfig& config) {
   if (config.backend == kernels::Backend::kRef) return "ref";

@@ -5,6 +5,7 @@
 
 #include <random>
 
+#include "app/flight_files.h"
 #include "app/follower_process.h"
 #include "app/machine.h"
 #include "app/memory_plan.h"
@@ -77,6 +78,7 @@ class ProcessImpl final : public ServerProcess {
   std::shared_ptr<const text::Tokenizer> tokenizer_;
   std::optional<text::ChatTemplate> chat_template_;
   model::GenerationDefaults generation_;
+  std::unique_ptr<FlightFiles> flight_;
   net::EventLoop loop_;
   std::unique_ptr<server::Server> server_;
   std::unique_ptr<NodeRanks> ranks_;
@@ -99,10 +101,11 @@ Status ProcessImpl::build() {
   for (const std::string& line : plan.lines) log::info("{}", line);
   ASSIGN_OR_RETURN(const auto nodes, meet_nodes(config_, plan, clock_));
   settle_engine(config_, plan);
+  ASSIGN_OR_RETURN(flight_, FlightFiles::create(config_, nodes ? nodes->token() : config_.engine.epoch, clock_));
   RETURN_IF_ERROR(load_texts());
   RETURN_IF_ERROR(build_server(plan));
-  ASSIGN_OR_RETURN(ranks_,
-                   NodeRanks::create(config_, plan, {&clock_, &metrics_, num_threads_, nodes}, server_->engine_sink()));
+  ASSIGN_OR_RETURN(ranks_, NodeRanks::create(config_, plan, {&clock_, &metrics_, num_threads_, nodes, flight_.get()},
+                                             server_->engine_sink()));
   server_->start(ranks_->door(), ranks_->experts());
   return listen();
 }
@@ -174,6 +177,7 @@ Status ProcessImpl::build_server(const MemoryPlan& plan) {
   parts.metrics = &metrics_;
   parts.tokenizer = tokenizer_;
   parts.chat_template = chat_template_;
+  parts.flight = flight_->all();
   ASSIGN_OR_RETURN(server_, server::Server::create(std::move(server), std::move(parts)));
   return Ok{};
 }
@@ -265,6 +269,7 @@ void ProcessImpl::watch() {
   const double limit = config_.flags.number("watchdog_timeout");
   if (seconds(clock_.now() - ranks_->door().snapshot().last_progress) > limit) {
     log::error("Watchdog timeout (self.watchdog_timeout={}): the engine made no progress", limit);
+    flight_->explain_fault(flight_patience(limit));
     _exit(1);  // the engine thread is stuck, so there is nobody to join
   }
   timer_ = loop_.after(kSignalPoll, [this] { watch(); });
@@ -273,6 +278,7 @@ void ProcessImpl::watch() {
 // A rank or node is gone for good: what runs gets its error, then the process ends and says why.
 void ProcessImpl::end_lost(const std::string& reason) {
   log::error("{}; the server ends", reason);
+  flight_->explain_fault(flight_patience(config_.flags.number("watchdog_timeout")));
   exit_status_ = 1;
   ready_ = false;  // /health is red at once
   if (!draining_) begin_drain();

@@ -18,6 +18,7 @@
 #include "engine/roles/prefill_worker.h"
 #include "engine/step/batch.h"
 #include "engine/step/core.h"
+#include "engine/step/flight_notes.h"
 #include "engine/step/pace.h"
 #include "engine/step/rank_profiler.h"
 #include "engine/step/sampler.h"
@@ -251,6 +252,7 @@ bool RankEngine::follow(const parallel::StepDecision& decision) {
 // A rank of the group is gone: no step can run any more, so every request ends here and new ones are refused.
 void RankEngine::lose_group(const std::string& reason) {
   lost_ = true;
+  note_end(core_.parts.flight, vote_posted_ ? next_step_ : next_step_ - 1, reason);
   log::write(log::Level::kError, core_.config.log_scope, reason);
   profiler_.close(reason);
   end_everything(reason, 500);
@@ -302,7 +304,9 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
   if (core_.config.role == Role::kPrefill) {
     layer_done = [this](int32_t layer) { with_worker([&](auto& worker) { worker.layer_done(batch_, layer); }); };
   }
+  note_forward_begin(core_.parts.flight, forward);
   const Status done = core_.parts.model->forward(forward, *core_.parts.cache, layer_done);
+  note_forward_end(core_.parts.flight, forward.step, done);
   if (!done) {
     leave_batch();
     return lose_group(done.error().message);

@@ -28,6 +28,7 @@
 #include "profile/metrics.h"
 
 namespace tandem::profile {
+class FlightRecorder;
 class Recorder;
 class SharedRecorder;
 class TraceWriter;
@@ -94,8 +95,9 @@ struct EngineParts {
   kv::TransferPort* transfer = nullptr;  // null for combined servers
   parallel::Communicator* communicator = nullptr;
   profile::Metrics* metrics = nullptr;
-  ExpertPort* experts = nullptr;  // null: experts are neither counted nor moved
-  PlanBoard* plans = nullptr;     // of the attention group; null where attn_tp_size is 1
+  ExpertPort* experts = nullptr;              // null: experts are neither counted nor moved
+  PlanBoard* plans = nullptr;                 // of the attention group; null where attn_tp_size is 1
+  profile::FlightRecorder* flight = nullptr;  // of this rank; null: nothing is noted
   // Profiling; without the first and the last it is refused.
   profile::Recorder* spans = nullptr;                 // of this rank's engine thread
   profile::SharedRecorder* transfer_spans = nullptr;  // of its transfer thread; null: none

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "engine/expert_port.h"
 #include "engine/plan_board.h"
+#include "engine/step/flight_notes.h"
 #include "engine/step/pace.h"
 
 namespace tandem::engine {
@@ -117,7 +118,9 @@ void Follower::run_plan(const parallel::StepDecision& decision) {
   batch.exchange_mode = exchange_mode(config_, decision);
   batch.two_batches = decision.two_batches != 0;
   if (parts_.experts) parts_.experts->before_forward(batch);
+  note_forward_begin(parts_.flight, batch);
   const Status done = parts_.model->forward(batch, *parts_.cache, {});
+  note_forward_end(parts_.flight, batch.step, done);
   if (!done) return lose_group(done.error().message);
   forward_steps_ += 1;
   if (parts_.experts) parts_.experts->after_forward(batch);
@@ -125,6 +128,7 @@ void Follower::run_plan(const parallel::StepDecision& decision) {
 
 void Follower::lose_group(const std::string& reason) {
   lost_ = true;
+  note_end(parts_.flight, vote_posted_ ? next_step_ : next_step_ - 1, reason);
   log::write(log::Level::kError, config_.log_scope, reason);
 }
 

@@ -33,6 +33,8 @@ class AttentionGroup {
   virtual const void* of(int32_t member) const = 0;
   // Parks the thread, after a short spin, until the round may be complete or the timeout passed.
   virtual void wait(Duration timeout) = 0;
+  // The ranks that have not come to this round.
+  virtual MissingRanks missing() const { return {}; }
   // This rank takes part no further: the others need not wait for the deadline.
   virtual void give_up() = 0;
 };

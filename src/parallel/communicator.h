@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/ids.h"
 #include "base/result.h"
+#include "parallel/missing_ranks.h"
 #include "parallel/step_protocol.h"
 
 namespace tandem::parallel {
@@ -30,6 +31,8 @@ class Communicator {
   // arrived: with a vote posted, the last missing one; otherwise any other rank's vote for the next step (how an idle
   // rank learns that the group moves on). No-op in the simulation.
   virtual void wait(Duration timeout) = 0;
+  // The ranks whose vote for the posted step is not here. Empty where that is not known.
+  virtual MissingRanks missing() const { return {}; }
   // Any thread: ends the current or the next wait early.
   virtual void wake() {}
 };

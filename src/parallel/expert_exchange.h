@@ -20,6 +20,7 @@
 #include "base/result.h"
 #include "device/tensor.h"
 #include "kernels/moe.h"
+#include "parallel/missing_ranks.h"
 
 namespace tandem::parallel {
 
@@ -72,6 +73,8 @@ class ExpertExchange {
   virtual Result<bool> poll_results(int32_t channel, TimePoint now, std::span<const float*> rows) = 0;
   // Parks the thread, after a short spin, until something may have come for the channel or the timeout passed.
   virtual void wait(int32_t channel, Duration timeout) = 0;
+  // The ranks that the channel waits for, rows or results. Empty where that is not known.
+  virtual MissingRanks missing(int32_t) const { return {}; }
   // For a rank that waits for something else than this exchange: sends on what is on its way. True: there may be more,
   // so call again soon.
   virtual bool drive(TimePoint) { return false; }

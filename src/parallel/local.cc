@@ -93,6 +93,14 @@ class LocalCommunicator final : public Communicator {
 
   void wake() override { self_.bell.wake(); }
 
+  MissingRanks missing() const override {
+    MissingRanks missing;
+    for (size_t i = 0; i < group_->members.size(); ++i) {
+      if (group_->members[i].num_posted.load() < num_posted_) missing.add(int32_t(i));
+    }
+    return missing;
+  }
+
  private:
   // Is what wait() waits for there?
   bool arrived() const {

@@ -60,6 +60,7 @@ class NodeGroup {
   virtual int32_t node_rank() const = 0;
   virtual int32_t num_ranks() const = 0;  // of all nodes
   virtual Rank first_rank() const = 0;    // of this node; the others follow
+  virtual uint64_t token() const = 0;     // drawn by node 0, the same on all nodes, another for every group
   virtual const std::vector<int64_t>& limits() const = 0;
   virtual const std::string& own_host() const = 0;  // from which this node talks to node 0
   virtual std::string node_name(int32_t node) const = 0;

@@ -25,6 +25,10 @@
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
+namespace tandem::profile {
+class FlightRecorder;
+}  // namespace tandem::profile
+
 namespace tandem::server {
 
 struct ServerConfig {
@@ -65,9 +69,10 @@ struct ServerConfig {
 struct ServerParts {
   net::EventLoop* loop = nullptr;
   const Clock* clock = nullptr;
-  profile::Metrics* metrics = nullptr;               // null: no /metrics
-  std::shared_ptr<const text::Tokenizer> tokenizer;  // null only with skip_tokenizer_init
-  std::optional<text::ChatTemplate> chat_template;   // absent: chat is refused
+  profile::Metrics* metrics = nullptr;                 // null: no /metrics
+  std::shared_ptr<const text::Tokenizer> tokenizer;    // null only with skip_tokenizer_init
+  std::optional<text::ChatTemplate> chat_template;     // absent: chat is refused
+  std::vector<const profile::FlightRecorder*> flight;  // of this process's ranks; empty: no /flight_recorder
 };
 
 // Wiring: create(); Engine::create(..., server->engine_sink()); server->start(*engine, experts);

@@ -3,8 +3,10 @@
 Standard library only. Every wait has a deadline; a test that fails prints the ends of its servers' logs.
 """
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import http.client
 import json
 import os
@@ -50,6 +52,14 @@ def wait_until(condition, deadline_s, what):
         pause.wait(0.02)
 
 
+@functools.cache
+def scratch():
+    """Where processes put temporary files; gone with the test, also what a kill left there."""
+    directory = tempfile.TemporaryDirectory(prefix="tandem-e2e-")
+    atexit.register(directory.cleanup)
+    return directory.name
+
+
 def die_with_parent():
     """In the child: end when the test's process ends, however that happens."""
     os.setsid()
@@ -69,6 +79,7 @@ class Process:
             stdout=self.log_file,
             stderr=subprocess.STDOUT,
             preexec_fn=die_with_parent,
+            env={**os.environ, "TMPDIR": scratch()},
         )
 
     def log(self):

@@ -330,6 +330,7 @@ class FrozenTest(Case):
         try:
             self.assertEqual(first.child.wait(25), 1)
             self.assertIn("node 1 (127.0.0.1) was lost: nothing was heard of it for 12 s", first.log())
+            self.assertRegex(first.log(), r"flight recorder: stuck: rank 1 \(combined, no recording .* has not voted")
         finally:
             os.kill(other.child.pid, signal.SIGCONT)
 

@@ -10,6 +10,7 @@
 
 #include "engine/engine.h"
 #include "engine/plan_board.h"
+#include "parallel/flight.h"
 #include "tests/engine/fake_model.h"
 
 namespace tandem::testing {
@@ -56,7 +57,7 @@ class Rig {
 
   explicit Rig(const engine::EngineConfig& config, kv::TransferPort* port = nullptr,
                ManualClock* shared_clock = nullptr, uint64_t fingerprint = 1,
-               parallel::Communicator* communicator = nullptr)
+               parallel::Communicator* communicator = nullptr, profile::FlightRecorder* flight = nullptr)
       : model(kLayers, kVocab, fingerprint),
         storage(device::Device::kCpu, fake_layout(kLayers, config.block_tokens, config.max_total_tokens)),
         workspace(device::Device::kCpu, 1 << 22),
@@ -64,7 +65,9 @@ class Rig {
         communicators(parallel::make_local_communicators(config.attn_tp_size, std::chrono::seconds(10))),
         clock(shared_clock != nullptr ? *shared_clock : own_clock) {
     if (shared_clock == nullptr) own_clock.advance(std::chrono::seconds(1));
+    if (flight != nullptr) communicators[0] = parallel::note_flight(std::move(communicators[0]), *flight);
     engine::EngineParts parts;
+    parts.flight = flight;
     parts.clock = &clock;
     parts.model = &model;
     parts.kernels.backend = kernels::Backend::kRef;
@@ -143,6 +146,7 @@ class Rig {
         *followers.emplace_back(std::make_unique<Follower>(FakeModel(kLayers, kVocab, model.fingerprint()), nullptr));
     follower.model.follows = true;
     config.attn_tp_rank = index;
+    parts.flight = nullptr;
     parts.model = &follower.model;
     parts.transfer = nullptr;
     parts.communicator = communicators[size_t(index)].get();

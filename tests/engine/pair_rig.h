@@ -52,8 +52,8 @@ class HandTransfer {
 // One instance: engine, port and transfer, which a test can kill and start again.
 struct Instance {
   Instance(const engine::EngineConfig& config, std::shared_ptr<kv::LocalFabric> fabric, ManualClock& clock,
-           uint16_t listen_port, uint64_t fingerprint = 1)
-      : port(1 << 16), rig(config, &port, &clock, fingerprint) {
+           uint16_t listen_port, uint64_t fingerprint = 1, profile::FlightRecorder* flight = nullptr)
+      : port(1 << 16), rig(config, &port, &clock, fingerprint, nullptr, flight) {
     kv::TransferOptions options;
     options.host = "prefill";
     options.port = listen_port;
@@ -80,6 +80,8 @@ struct PairOptions {
   engine::EngineConfig prefill = small_config(engine::Role::kPrefill);
   engine::EngineConfig decode = small_config(engine::Role::kDecode);
   uint64_t decode_fingerprint = 1;
+  // Null: nothing is recorded.
+  profile::FlightRecorder *prefill_flight = nullptr, *decode_flight = nullptr;
 };
 
 class Pair {
@@ -94,11 +96,12 @@ class Pair {
   }
   void start_prefill() {
     options_.prefill.epoch += 100;
-    prefill = std::make_unique<Instance>(options_.prefill, fabric, clock, kPort);
+    prefill = std::make_unique<Instance>(options_.prefill, fabric, clock, kPort, 1, options_.prefill_flight);
   }
   void start_decode() {
     options_.decode.epoch += 100;
-    decode = std::make_unique<Instance>(options_.decode, fabric, clock, 0, options_.decode_fingerprint);
+    decode = std::make_unique<Instance>(options_.decode, fabric, clock, 0, options_.decode_fingerprint,
+                                        options_.decode_flight);
   }
   // As kill -9.
   void kill_prefill() {

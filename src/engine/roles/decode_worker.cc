@@ -42,7 +42,7 @@ void add_merged(std::vector<kv::CopyRange>& ranges, const kv::CopyRange& next) {
 
 DecodeWorker::DecodeWorker(Core& core)
     : core_(core),
-      outbox_(*core.parts.transfer, core.config.epoch),
+      outbox_(*core.parts.transfer, core.config.epoch, core.parts.flight),
       peers_(outbox_, identity_of(core), core.config.log_scope),
       running_(core),
       reporter_(core) {

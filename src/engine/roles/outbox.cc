@@ -16,6 +16,7 @@ void Outbox::send(PeerId peer, const api::HandoverMessage& message) {
     waiting_.push_back(kv::DisconnectCommand{peer});
     return;
   }
+  notes_.sent(peer, message);
   command(kv::SendCommand{peer, api::encode_handover(epoch_, message)});
 }
 

@@ -6,21 +6,25 @@
 #include <set>
 
 #include "api/handover.h"
+#include "engine/roles/handover_notes.h"
 #include "kv/transfer_thread.h"
 
 namespace tandem::engine {
 
 class Outbox {
  public:
-  Outbox(kv::TransferPort& port, uint64_t epoch) : port_(port), epoch_(epoch) {}
+  Outbox(kv::TransferPort& port, uint64_t epoch, profile::FlightRecorder* flight)
+      : port_(port), epoch_(epoch), notes_(flight) {}
 
   void send(PeerId peer, const api::HandoverMessage& message);
   void command(kv::TransferCommand command);
   void flush();
+  HandoverNotes& notes() { return notes_; }
 
  private:
   kv::TransferPort& port_;
   const uint64_t epoch_;
+  HandoverNotes notes_;
   std::deque<kv::TransferCommand> waiting_;
   std::set<PeerId> cut_off_;
 };

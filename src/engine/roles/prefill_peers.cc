@@ -34,6 +34,7 @@ void PrefillPeers::want(const std::string& host, uint16_t port, TimePoint now) {
   peer.address = address;
   peer.connect_id = next_connect_++;
   peer.deadline = now + kHandshakeDeadline;
+  outbox_.notes().connecting(address);
   outbox_.command(kv::ConnectCommand{peer.connect_id, host, port});
 }
 
@@ -66,6 +67,8 @@ PrefillPeer* PrefillPeers::find(PeerId id) {
 
 PeerGone PrefillPeers::drop(PrefillPeer& peer, std::string reason) {
   PeerGone gone{peer.address, std::move(reason), peer.state == PrefillPeer::State::kReady};
+  if (peer.state == PrefillPeer::State::kConnecting) outbox_.notes().lost(peer.address);
+  if (peer.id) outbox_.notes().lost(*peer.id);
   if (peer.id) outbox_.command(kv::DisconnectCommand{*peer.id});
   by_address_.erase(gone.address);
   return gone;
@@ -86,12 +89,14 @@ PeerNews PrefillPeers::take(const kv::TransferReport& report, TimePoint now) {
     if (peer == nullptr) return {};
     peer->state = PrefillPeer::State::kGreeting;
     peer->epoch = connected->epoch;
+    outbox_.notes().connected(connected->peer, connected->epoch, peer->address);
     outbox_.send(connected->peer, api::HandoverHello{identity_});
     return {};
   }
   if (const auto* lost = std::get_if<kv::PeerLost>(&report)) {
     PrefillPeer* peer = find(lost->peer);
     if (peer == nullptr) return {};
+    outbox_.notes().lost(lost->peer);
     peer->id.reset();  // nothing to disconnect from
     return drop(*peer, lost->reason);
   }
@@ -110,6 +115,7 @@ PeerNews PrefillPeers::receive(PrefillPeer& peer, const std::string& bytes, Time
     return drop(peer,
                 fmt::format("epoch differs: the connection has {:x}, the message {:x}", peer.epoch, decoded->epoch));
   }
+  if (peer.id) outbox_.notes().received(*peer.id, decoded->message);
   const auto* reply = std::get_if<api::HandoverHelloReply>(&decoded->message);
   if (reply == nullptr) {
     if (peer.state != PrefillPeer::State::kReady) return drop(peer, "a message came before the handshake");

@@ -36,7 +36,10 @@ api::KvIdentity identity_of(const Core& core) {
 }
 
 PrefillWorker::PrefillWorker(Core& core)
-    : core_(core), outbox_(*core.parts.transfer, core.config.epoch), prefill_(core), reporter_(core) {
+    : core_(core),
+      outbox_(*core.parts.transfer, core.config.epoch, core.parts.flight),
+      prefill_(core),
+      reporter_(core) {
   core_.on_end = [this](Request& request, const Ending& ending) { on_end(request, ending); };
 }
 
@@ -90,6 +93,7 @@ bool PrefillWorker::take_reports() {
 void PrefillWorker::report(kv::TransferReport& report) {
   if (const auto* connected = std::get_if<kv::PeerConnected>(&report)) {
     peers_[connected->peer] = {connected->epoch, false};
+    outbox_.notes().connected(connected->peer, connected->epoch, fmt::format("peer {}", connected->peer.value));
   } else if (const auto* lost = std::get_if<kv::PeerLost>(&report)) {
     lose_peer(lost->peer, lost->reason);
   } else if (const auto* message = std::get_if<kv::PeerMessage>(&report)) {
@@ -118,6 +122,7 @@ void PrefillWorker::receive(PeerId peer, const std::string& bytes) {
     lose_peer(peer, fault);
     return;
   }
+  outbox_.notes().received(peer, decoded->message);
   std::visit([&](const auto& message) { handle(peer, message); }, decoded->message);
 }
 
@@ -248,6 +253,7 @@ void PrefillWorker::remember_gone(uint64_t room, std::string reason) {
 
 void PrefillWorker::lose_peer(PeerId peer, const std::string& reason) {
   peers_.erase(peer);
+  outbox_.notes().lost(peer);
   std::erase_if(wants_, [&](const auto& entry) { return entry.second.peer == peer; });
   std::vector<Request*> affected;
   for (const auto& [room, request] : rooms_) {

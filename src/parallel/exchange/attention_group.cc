@@ -82,6 +82,14 @@ class LocalAttentionGroup final : public AttentionGroup {
     self_.parked.store(false);
   }
 
+  MissingRanks missing() const override {
+    MissingRanks missing;
+    for (size_t i = 0; i < group_->members.size(); ++i) {
+      if (lacks(group_->members[i])) missing.add(group_->first_rank.value + int32_t(i));
+    }
+    return missing;
+  }
+
   void give_up() override {
     self_.has_given_up.store(true);
     ring();

@@ -118,6 +118,17 @@ class LocalExchange final : public ExpertExchange {
     self_.parked.store(false);
   }
 
+  MissingRanks missing(int32_t index) const override {
+    const Channel& channel = channels_[size_t(index)];
+    const auto counter = channel.stage == Stage::kDispatched ? &Published::dispatched : &Published::answered;
+    MissingRanks missing;
+    for (int32_t rank = 0; rank < num_ranks(); ++rank) {
+      const Published& theirs = group_->seats[size_t(rank)]->channels[size_t(index)];
+      if ((theirs.*counter).load() < channel.round) missing.add(rank);
+    }
+    return missing;
+  }
+
  private:
   using Stage = ExchangeStage;
   struct Channel {

@@ -34,6 +34,15 @@ class NodeExchange final : public ExpertExchange {
   void post_results(int32_t index) override;
   Result<bool> poll_results(int32_t index, TimePoint now, std::span<const float*> rows) override;
   void wait(int32_t index, Duration timeout) override;
+  MissingRanks missing(int32_t index) const override {
+    const Channel& channel = channels_[size_t(index)];
+    const bool dispatched = channel.stage == Stage::kDispatched;
+    MissingRanks missing;
+    for (int32_t rank = 0; rank < num_ranks(); ++rank) {
+      if (!(dispatched ? is_there(channel, index, rank) : has_answered(channel, index, rank))) missing.add(rank);
+    }
+    return missing;
+  }
   bool drive(TimePoint now) override {
     port_.progress(now);
     return true;

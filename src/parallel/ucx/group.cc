@@ -39,6 +39,7 @@ class NodeGroupImpl final : public NodeGroup {
   int32_t node_rank() const override { return options_.node_rank; }
   int32_t num_ranks() const override { return state_.num_ranks(); }
   Rank first_rank() const override { return {state_.first_rank()}; }
+  uint64_t token() const override { return token_; }
   const std::vector<int64_t>& limits() const override { return limits_; }
   const std::string& own_host() const override { return own_host_; }
   std::string node_name(int32_t node) const override { return state_.name(node); }
@@ -91,6 +92,7 @@ class NodeGroupImpl final : public NodeGroup {
   const Clock& clock_;
   GroupState state_;
   std::string own_host_;
+  uint64_t token_ = 0;
   std::vector<int64_t> limits_;
   std::unique_ptr<Link> link_;                      // the caller's of meet(), then the link thread's
   std::vector<transport::EndpointId> endpoint_of_;  // by node; fixed after the meeting
@@ -135,7 +137,8 @@ Status NodeGroupImpl::build(const std::function<bool()>& stopped) {
   said_bye_ = std::vector<std::atomic<bool>>(size_t(options_.num_nodes));
   heard_.resize(size_t(options_.num_nodes));
   state_.addresses = std::move(met.welcome.ranks);
-  for (const auto& port : state_.ports) RETURN_IF_ERROR(port->call_others(met.welcome.token));
+  token_ = met.welcome.token;
+  for (const auto& port : state_.ports) RETURN_IF_ERROR(port->call_others(token_));
   RETURN_IF_ERROR(connect_ports(stopped, deadline));
   log::info("all {} nodes are there: {} ranks, {} to {} here", options_.num_nodes, num_ranks(), first_rank().value,
             first_rank().value + options_.ranks_per_node - 1);

@@ -135,7 +135,7 @@ class NodeCommunicator final : public Communicator {
     if (is_decided_) return std::optional<StepDecision>();
     if (!votes_->all_voted(step_)) {
       if (now - posted_at_ < votes_->deadline) return std::optional<StepDecision>();
-      failure_ = missing();
+      failure_ = missing_error();
       votes_->state.fail(*failure_);
       return *failure_;
     }
@@ -155,6 +155,18 @@ class NodeCommunicator final : public Communicator {
       if (!port_.wait(timeout)) break;
     }
     self_.parked.store(Parked::kNo);
+  }
+
+  MissingRanks missing() const override {
+    const GroupState& state = votes_->state;
+    MissingRanks missing;
+    for (int32_t rank = 0; rank < num_ranks(); ++rank) {
+      const bool voted = state.is_local(rank)
+                             ? votes_->members[size_t(rank - state.first_rank())].num_steps.load() >= step_ + 1
+                             : votes_->has_voted(state.node_of(rank), step_);
+      if (!voted) missing.add(rank);
+    }
+    return missing;
   }
 
   void wake() override {
@@ -209,7 +221,7 @@ class NodeCommunicator final : public Communicator {
     }
   }
 
-  Error missing() const {
+  Error missing_error() const {
     const GroupState& state = votes_->state;
     std::string who;
     const auto add = [&](const std::string& name) { who += (who.empty() ? "" : ", ") + name; };

@@ -47,6 +47,9 @@ void stop_profile(Core& core, net::HttpRequest request, const Writer& writer);
 void flush_cache(Core& core, net::HttpRequest request, const Writer& writer);
 void post_abort_request(Core& core, net::HttpRequest request, const Writer& writer);
 
+// flight.cc
+void get_flight_recorder(Core& core, net::HttpRequest request, const Writer& writer);
+
 // pace.cc
 void slow_down(Core& core, net::HttpRequest request, const Writer& writer);
 void post_hold_admission(Core& core, net::HttpRequest request, const Writer& writer);
