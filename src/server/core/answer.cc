@@ -36,6 +36,7 @@ net::HttpResponse error_response(Dialect dialect, int status, const std::string&
   net::HttpResponse response;
   response.status = status;
   response.body = error_body(dialect, status, message);
+  if (status == 503) response.headers = {{"Retry-After", "1"}};
   return response;
 }
 
@@ -152,6 +153,8 @@ net::HttpResponse Answer::whole(std::vector<Sequence>& sequences, double now_ts)
     for (size_t i = 0; i < sequences.size(); ++i) {
       if (i) response.body += ',';
       append_native(sequences[i], now_ts, response.body);
+      // Answers of one call are about as long; a string that grows by doubling would be there three times.
+      if (i == 0) response.body.reserve(response.body.size() * sequences.size() * 9 / 8);
     }
     if (options_.indexed) response.body += ']';
     return response;
