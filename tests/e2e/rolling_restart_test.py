@@ -44,8 +44,8 @@ class Instances:
                 flags += ["--disaggregation-bootstrap-port", kv_port]
                 router_flags.append(kv_port)
             # timeout passes signals on; nothing outlives a test that was killed by much.
-            command = ["timeout", "--foreground", LIFE_S, binary(), "launch_server", "--host", "127.0.0.1", "--port", port]
-            self.commands.append([str(part) for part in (*command, *flags, *FLAGS)])
+            command = ["timeout", "--foreground", LIFE_S, binary(), "launch_server", "--host", "127.0.0.1"]
+            self.commands.append([str(part) for part in (*command, "--port", port, *flags, *FLAGS)])
             self.pid_files.append(pathlib.Path(self.directory.name, f"{port}.pid"))
             lines.append(f"http://127.0.0.1:{port} {self.pid_files[-1]} {' '.join(self.commands[-1])}")
             self.start(len(lines) - 2)

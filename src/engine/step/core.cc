@@ -183,9 +183,9 @@ void Core::release(Request& request, const Ending& ending) {
   if (config.log_request_times && !request.input.is_health_check) {
     log::write(log::Level::kInfo, config.log_scope, time_stats_line(request, now(), parts.clock->unix_seconds()));
   }
-  if (request.sink != nullptr && !request.sink->reads.empty()) {
+  if (request.sink != nullptr && request.sink->is_read()) {
     // A read may still write into these blocks.
-    draining_[request.id()] = {std::move(request.lease), request.sink->reads.size()};
+    draining_[request.id()] = {std::move(request.lease), request.sink->incoming->reads.size()};
     request.block_table.clear();
     request.kv_tokens = 0;
   }

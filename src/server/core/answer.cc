@@ -78,7 +78,7 @@ void Answer::append_native(Sequence& sequence, double now_ts, std::string& out) 
     sequence.first_sent_ts = now_ts;
     meta.response_sent_to_client_ts = now_ts;
   }
-  if (options_.report_times) meta.times = sequence.times;
+  if (sequence.times) meta.times = *sequence.times;
   double end_ts = sequence.finished_ts;
   if (sequence.finished()) meta.e2e_latency = end_ts - options_.received_ts;
   if (sequence.finished() && options_.report_times) {

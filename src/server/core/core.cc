@@ -242,18 +242,28 @@ void Core::on_events(std::vector<api::EngineEvent>& events) {
     if (found == open_.end()) continue;  // ended by us meanwhile
     Where where = found->second;
     where.generation->on_event(where.sequence, std::move(event));
-    if (where.generation->sequences()[where.sequence].closed) open_.erase(found);
+    if (where.generation->sequences()[where.sequence].closed) {
+      open_.erase(found);
+      if (where.generation->sequences().size() >= kManySequences) ++freed_sequences_;
+    }
     if (where.generation->touch()) touched.push_back(std::move(where.generation));
+  }
+  if (freed_sequences_ >= kManySequences) {
+    // The engine frees what it had of them from heaps of its own, which nobody else allocates from.
+    freed_sequences_ = 0;
+    give_back_free_memory();
   }
   for (const auto& generation : touched) settle(generation);
   if (!probes_.empty()) check_probes();
 }
 
 void Core::settle(const std::shared_ptr<Generation>& generation) {
+  if (generation->done() && generation->sequences().size() >= kManySequences) {
+    give_back_free_memory();             // before the answer is made, which is large
+    loop().post(give_back_free_memory);  // and after it was given away
+  }
   if (!generation->flush()) return abandon(*generation, engine::CancelReason::kDisconnected);
-  if (!generation->done()) return;
-  forget(*generation);
-  if (generation->sequences().size() >= kManySequences) loop().post(give_back_free_memory);
+  if (generation->done()) forget(*generation);
 }
 
 void Core::abandon(Generation& generation, engine::CancelReason reason) {
