@@ -145,9 +145,9 @@ class Bench {
     for (int32_t i = 0; i < prompt; ++i) {
       request.input_ids.push_back(int32_t(random_() % uint64_t(model_->config().vocab_size)));
     }
-    request.sampling.temperature = 0;
-    request.sampling.max_new_tokens = max_new_tokens;
-    request.sampling.ignore_eos = true;
+    request.sampling.edit().temperature = 0;
+    request.sampling.edit().max_new_tokens = max_new_tokens;
+    request.sampling.edit().ignore_eos = true;
     engine_->submit(engine::SubmitCommand{std::move(request)});
   }
 

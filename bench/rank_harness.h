@@ -237,9 +237,9 @@ class RankServer {
     request.id = {next_id_++};
     request.rid = std::to_string(request.id.value);
     request.input_ids = prompt;
-    request.sampling.temperature = options_.temperature;
-    request.sampling.max_new_tokens = max_new_tokens;
-    request.sampling.ignore_eos = true;
+    request.sampling.edit().temperature = options_.temperature;
+    request.sampling.edit().max_new_tokens = max_new_tokens;
+    request.sampling.edit().ignore_eos = true;
     group_.submit(engine::SubmitCommand{std::move(request)});
   }
   void take(const api::EngineEvent& event) {

@@ -28,12 +28,12 @@ class EchoEngine final : public engine::Engine {
     auto* submit = std::get_if<engine::SubmitCommand>(&command);
     if (!submit) return PushResult::kPushed;
     const api::EngineRequest& request = submit->request;
-    for (int32_t i = 1; i <= request.sampling.max_new_tokens; ++i) {
+    for (int32_t i = 1; i <= request.sampling->max_new_tokens; ++i) {
       api::EngineEvent event;
       event.id = request.id;
       event.tokens = {100 + i % 1000};
       event.prompt_tokens = static_cast<int32_t>(request.input_ids.size());
-      if (i == request.sampling.max_new_tokens) event.finish.emplace().length = i;
+      if (i == request.sampling->max_new_tokens) event.finish.emplace().length = i;
       sink_(std::move(event));
     }
     return PushResult::kPushed;

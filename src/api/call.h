@@ -37,7 +37,7 @@ struct Call {
   bool is_batch = false;  // the prompt was a list
   int32_t n = 1;
   std::vector<PromptItem> items;         // chat: one, its text made from messages
-  std::vector<SamplingParams> sampling;  // one for all items, or one for each
+  std::vector<SharedSampling> sampling;  // one for all items, or one for each
   std::optional<int32_t> priority;
   std::optional<int32_t> data_parallel_rank;
 
@@ -55,7 +55,7 @@ struct Call {
   // Set when the body was understood but cannot be served: 400, or an event where `stream` is on.
   std::optional<Error> refusal;
 
-  const SamplingParams& sampling_of(size_t item) const { return sampling[sampling.size() == 1 ? 0 : item]; }
+  const SamplingParams& sampling_of(size_t item) const { return *sampling[sampling.size() == 1 ? 0 : item]; }
   // The first refusal counts.
   void refuse(std::string message) {
     if (!refusal) refusal = invalid_input(std::move(message));

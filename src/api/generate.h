@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -33,6 +34,25 @@ struct SamplingParams {
   std::optional<uint64_t> seed;  // sampling_seed, or OpenAI's seed; absent: drawn by the server
 };
 
+// The same parameters for thousands of sequences of a call, held once. A value: edit() changes this one only.
+class SharedSampling {
+ public:
+  SharedSampling() = default;
+  SharedSampling(SamplingParams params) : params_(std::make_shared<SamplingParams>(std::move(params))) {}
+  const SamplingParams& operator*() const { return params_ ? *params_ : kDefaults; }
+  const SamplingParams* operator->() const { return &**this; }
+  // Copied first unless nobody else has them. The reference is for this statement.
+  SamplingParams& edit() {
+    if (!params_ || params_.use_count() > 1) params_ = std::make_shared<SamplingParams>(**this);
+    return *params_;
+  }
+
+ private:
+  static const SamplingParams kDefaults;
+  std::shared_ptr<SamplingParams> params_;  // null: the defaults
+};
+inline const SamplingParams SharedSampling::kDefaults = {};
+
 // Where the KV of a disaggregated request comes from, as the router injects it.
 struct BootstrapInfo {
   std::string host;              // "2.2.2.2": fake transfer (warm-up, health)
@@ -44,9 +64,10 @@ struct BootstrapInfo {
 // What the engine gets: one sequence. n and batches are expanded before.
 struct EngineRequest {
   RequestId id;
-  std::string rid;                 // the client's or a random one, for logs
-  std::vector<int32_t> input_ids;  // not empty
-  SamplingParams sampling;
+  std::string rid;                     // the client's or a random one, for logs
+  std::vector<int32_t> input_ids;      // not empty
+  SharedSampling sampling;             // its n and seed are the call's
+  std::optional<uint64_t> seed;        // of this sequence; absent: the engine's
   std::vector<int32_t> eos_token_ids;  // of the model
   bool return_logprob = false;
   int32_t logprob_start_len = -1;  // -1: output only

@@ -166,11 +166,11 @@ void spread_sampling(Fields& fields, Call& call) {
   if (!fits(fields.sampling, call.items.size())) {
     return call.refuse("The length of sampling_params should be equal to the batch size.");
   }
-  call.sampling = std::move(fields.sampling.values);
+  for (SamplingParams& params : fields.sampling.values) call.sampling.emplace_back(std::move(params));
   if (call.sampling.empty()) call.sampling.emplace_back();
-  call.n = call.sampling[0].n;
-  for (const SamplingParams& params : call.sampling) {
-    if (params.n != call.n) return call.refuse("n must be the same for all prompts of a batch.");
+  call.n = call.sampling[0]->n;
+  for (const SharedSampling& params : call.sampling) {
+    if (params->n != call.n) return call.refuse("n must be the same for all prompts of a batch.");
   }
   if (static_cast<int64_t>(call.items.size()) * call.n > kMaxSequencesPerCall) {
     call.refuse(fmt::format("{} prompts with n = {} are more than the limit of {} sequences in one request.",

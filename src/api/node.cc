@@ -91,7 +91,6 @@ void sampling_fields(Io& io, M& m) {
   field(io, m.n);
   optional(io, m.stream_interval, [&](auto& value) { field(io, value); });
   pairs(io, m.logit_bias);
-  optional(io, m.seed, [&](auto& value) { field(io, value); });
 }
 
 template <class Io, class M>
@@ -99,7 +98,12 @@ void request_fields(Io& io, M& m) {
   field(io, m.id);
   field(io, m.rid);
   numbers(io, m.input_ids);
-  sampling_fields(io, m.sampling);
+  if constexpr (Io::kReads) {
+    sampling_fields(io, m.sampling.edit());
+  } else {
+    sampling_fields(io, *m.sampling);
+  }
+  optional(io, m.seed, [&](auto& value) { field(io, value); });
   numbers(io, m.eos_token_ids);
   field(io, m.return_logprob);
   field(io, m.logprob_start_len);

@@ -241,7 +241,7 @@ void finish(Fields& fields, Call& call) {
   Status ranges = check_sampling(fields.sampling);
   if (!ranges) call.refuse(ranges.error().message);
   call.n = fields.sampling.n;
-  call.sampling.push_back(std::move(fields.sampling));
+  call.sampling.emplace_back(std::move(fields.sampling));
   if (static_cast<int64_t>(call.items.size()) * call.n > kMaxSequencesPerCall) {
     call.refuse(fmt::format("{} prompts with n = {} are more than the limit of {} sequences in one request.",
                             call.items.size(), call.n, kMaxSequencesPerCall));

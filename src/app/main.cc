@@ -3,8 +3,10 @@
 #include <vector>
 
 #include "app/commands.h"
+#include "base/memory.h"
 
 int main(int argc, char** argv) {
+  tandem::keep_large_blocks_apart();
   std::vector<std::string> args(argv + 1, argv + argc);
   return tandem::app::run_command(args);
 }

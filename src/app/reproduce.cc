@@ -100,7 +100,7 @@ class Reproduction {
   Result<ReproduceReport> run() {
     RETURN_IF_ERROR(prepare());
     expected_end_s_ = 0;
-    for (const HalfPlan& plan : plans_) expected_end_s_ += seconds(workflow::expected_time(plan)) + kStartSeconds;
+    for (const HalfPlan& plan : plans_) expected_end_s_ += expected_s(plan);
     print(fmt::format("tandem reproduce: about {:.0f} s, to {}\n", expected_end_s_, output_));
     for (HalfPlan& plan : plans_) {
       if (signals_seen() > 0) return cancelled("interrupted");
@@ -135,6 +135,10 @@ class Reproduction {
     setenv("SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR", output_.c_str(), 1);
     ASSIGN_OR_RETURN(decode_split_, parse_split(flags_.text("decode_split"), "--decode-split"));
     ASSIGN_OR_RETURN(prefill_split_, parse_split(flags_.text("prefill_split"), "--prefill-split"));
+    if (flags_.has("router") && flags_.text("rebalance") == "restart") {
+      return invalid_input(
+          "--rebalance restart: servers that were not started here (--router) cannot be started again");
+    }
     if (flags_.text("half") != "prefill") plans_.push_back(decode_plan());
     if (flags_.text("half") != "decode") plans_.push_back(prefill_plan());
     char host[256] = "";
@@ -267,20 +271,45 @@ class Reproduction {
     return Ok{};
   }
 
+  // With --rebalance restart the placement changes by a second start.
+  bool restarts(const HalfPlan& plan) const {
+    return flags_.text("rebalance") == "restart" && plan.role == workflow::Role::kDecode &&
+           plan.record > Duration::zero();
+  }
+
+  static HalfPlan restarted_plan(HalfPlan plan) {
+    plan.profile_steps = 0;  // as behind a live rebalance
+    return plan;
+  }
+
+  double expected_s(const HalfPlan& plan) const {
+    double total = seconds(workflow::expected_time(plan)) + kStartSeconds;
+    if (restarts(plan)) total += seconds(workflow::expected_time(restarted_plan(plan))) + kStartSeconds;
+    return total;
+  }
+
   Status start_and_run(const HalfPlan& plan) {
     print(fmt::format("{} ({})\n", plan.name, plan.split));
-    FleetConfig config = fleet_config(plan);
+    const FleetConfig config = fleet_config(plan);
     ASSIGN_OR_RETURN(HalfReport half, run_fleet(config, plan));
-    const bool again = flags_.text("rebalance") == "restart" && plan.role == workflow::Role::kDecode && half.before &&
-                       half.before->experts;
-    if (again) {
-      config.decode_args.insert(config.decode_args.end(), {"--init-expert-location", half.before->experts->files[0]});
-      ASSIGN_OR_RETURN(HalfReport second, run_fleet(config, plan));
-      half.after = std::move(second.before);
-      half.stages.insert(half.stages.end(), second.stages.begin(), second.stages.end());
-      half.samples.insert(half.samples.end(), second.samples.begin(), second.samples.end());
+    Status again = Ok{};
+    if (restarts(plan) && half.before && half.before->experts) again = measure_restarted(config, plan, half);
+    report_.halves.push_back(std::move(half));  // what was measured first stands, whatever came of the second start
+    return again;
+  }
+
+  // Fills half.after from a second start of the fleet, with the placement planned from what the first recorded.
+  Status measure_restarted(FleetConfig config, const HalfPlan& plan, HalfReport& half) {
+    config.decode_args.insert(config.decode_args.end(), {"--init-expert-location", half.before->experts->files[0]});
+    config.log_dir += "-restarted";
+    ASSIGN_OR_RETURN(HalfReport second, run_fleet(config, restarted_plan(plan)));
+    half.after = std::move(second.before);
+    for (workflow::StageRecord& stage : second.stages) {
+      stage.name += " again";
+      half.stages.push_back(std::move(stage));
     }
-    report_.halves.push_back(std::move(half));
+    half.samples.insert(half.samples.end(), second.samples.begin(), second.samples.end());
+    if (!half.after) return not_found("no window was measured after the restart");
     return Ok{};
   }
 

@@ -288,15 +288,16 @@ void ProcessImpl::begin_drain() {
   log::info("draining: {} requests are running", server_->active_requests());
   draining_ = true;
   drain_deadline_ = clock_.now() + from_seconds(config_.flags.number("drain_timeout"));
-  server_->drain();
-  http_->drain();
+  server_->drain();  // health turns red and new requests get 503, which both want the port to be open
   ranks_->door().submit(engine::DrainCommand{});
 }
 
 void ProcessImpl::watch_drain() {
   const bool hurried = signals_seen() > 1 || clock_.now() > drain_deadline_;
-  // The last bytes of the last answer leave before their connections close.
-  if (server_->active_requests() == 0 && (http_->open_connections() == 0 || hurried)) return loop_.stop();
+  if (server_->active_requests() == 0) {
+    http_->drain();  // the last bytes of the last answer leave before their connections close
+    if (http_->open_connections() == 0 || hurried) return loop_.stop();
+  }
   if (hurried && !aborted_) {
     aborted_ = true;
     log::warning("{} requests are aborted", server_->active_requests());

@@ -74,7 +74,7 @@ class Listener : public std::enable_shared_from_this<Listener> {
   void welcome(tcp::socket socket) {
     if (core_->connections.size() >= core_->options.max_connections) {
       static constexpr std::string_view kFull =
-          "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+          "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
       error_code ignored;
       socket.non_blocking(true, ignored);
       socket.write_some(asio::buffer(kFull.data(), kFull.size()), ignored);

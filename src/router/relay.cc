@@ -93,7 +93,7 @@ void Relay::attempt() {
     const char* wanted = fleet_->config.disaggregated ? "a healthy prefill and a healthy decode server are wanted"
                                                       : "a healthy server is wanted";
     return attempt_failed(
-        {503, "application/json", error_body(fmt::format("No available servers: {}", wanted), 503), {}});
+        {503, "application/json", error_body(fmt::format("No available servers: {}", wanted), 503), retry_after()});
   }
   prefill_.instance = pair.prefill;
   decode_.instance = pair.decode;
@@ -162,6 +162,8 @@ net::ClientHandlers Relay::handlers(bool is_decode) {
 void Relay::on_headers(Leg& leg, int status, const net::Headers& headers) {
   leg.status = status;
   leg.headers = headers;
+  // Full or leaving: which of the two should be known soon, not at the next calm check.
+  if (status == 503) leg.instance->next_check = fleet_->clock.now();
   for (const auto& [name, value] : headers) {
     if (net::equals_ignoring_case(name, "content-type")) leg.content_type = value;
   }
@@ -204,6 +206,20 @@ void Relay::on_prefill_done() {
   }
 }
 
+// A decode server that leaves, or whose prefill is gone, gives back what it has not begun. On a stream it has said 200
+// before: the first event says so. Its status; 0: it is an answer.
+int Relay::failed_in_stream(std::string_view first_event) const {
+  if (streaming_ || merges_) return 0;
+  const bool is_error = first_event.starts_with("data: {\"error\":{\"object\":\"error\"");
+  // In a JSON string the quotes would be escaped, so these are keys.
+  const std::string_view key = is_error ? "\"code\":" : "\"status_code\":";
+  const size_t at = first_event.find(key);
+  if (at == std::string_view::npos) return 0;
+  int status = 0;
+  for (const char digit : first_event.substr(at + key.size(), 3)) status = 10 * status + (digit - '0');
+  return status >= 500 && is_retryable(status) ? status : 0;
+}
+
 void Relay::on_decode_body(std::string_view bytes) {
   if (over_) return;
   if (!request_.routed.stream || decode_.status < 200 || decode_.status > 299) {
@@ -213,6 +229,13 @@ void Relay::on_decode_body(std::string_view bytes) {
     }
     decode_.body.append(bytes);
     return;
+  }
+  if (const int status = failed_in_stream(bytes); status != 0) {
+    decode_.status = status;
+    decode_.content_type = "application/json";
+    decode_.body = bytes.substr(std::string_view("data: ").size());
+    decode_.body.erase(std::min(decode_.body.find('\n'), decode_.body.size()));
+    return leg_failed(decode_);
   }
   if (!merges_) return pass(std::string(bytes));
   if (merger_) return merge_and_pass(bytes);
@@ -284,7 +307,10 @@ void Relay::leg_failed(Leg& leg) {
     log::warning("request={} attempt={} {}={} failed: {}", request_.path, attempts_, is_decode ? "decode" : "prefill",
                  url, why.substr(0, 500));
   }
-  if (verdict.body.empty()) verdict.body = error_body(fmt::format("{} server error {}", name, why), verdict.status);
+  if (verdict.body.empty()) {
+    verdict.body = error_body(fmt::format("{} server error {}", name, why), verdict.status);
+    if (verdict.status == 503) verdict.headers = retry_after();
+  }
   if (!streaming_) return attempt_failed(std::move(verdict));
   if (!is_decode) return;  // the decode server has what it needs
   // Bytes are out already: the client is told in the stream.

@@ -73,6 +73,7 @@ class Relay : public std::enable_shared_from_this<Relay> {
   void on_decode_done();
   void leg_failed(Leg& leg);
   bool prefill_refused_in_stream() const;
+  int failed_in_stream(std::string_view first_event) const;
 
   void begin_stream();
   void pass(std::string bytes);

@@ -10,6 +10,7 @@
 #include "router/fleet.h"
 #include "router/prober.h"
 #include "router/relay.h"
+#include "router/retry.h"
 
 namespace tandem::router {
 
@@ -40,9 +41,12 @@ api::BodyKind kind_of(std::string_view path) {
 }
 
 void refuse(const Writer& writer, api::BodyKind kind, int status, std::string_view message) {
-  send_json(
-      writer, status,
-      kind == api::BodyKind::kGenerate ? api::native_error_body(message) : api::openai_error_body(message, status));
+  net::HttpResponse response;
+  response.status = status;
+  response.body =
+      kind == api::BodyKind::kGenerate ? api::native_error_body(message) : api::openai_error_body(message, status);
+  response.headers = retry_after();
+  writer->send(std::move(response));
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ TEST(ParseGenerate, CoercesAsLenientlyAsPydantic) {
   EXPECT_TRUE(call.stream);
   EXPECT_TRUE(call.items[0].return_logprob);
   EXPECT_EQ(call.items[0].top_logprobs_num, 2);
-  const SamplingParams& params = call.sampling.at(0);
+  const SamplingParams& params = *call.sampling.at(0);
   EXPECT_EQ(params.max_new_tokens, 5);
   EXPECT_TRUE(params.max_new_tokens_given);
   EXPECT_EQ(params.temperature, 1.0);
@@ -80,7 +80,7 @@ TEST(ParseGenerate, TheLastOfDuplicateKeysWins) {
       parsed(R"({"text":["x","y"],"text":"z","sampling_params":{"top_k":1,"top_k":2},"stream":true,"stream":false})");
   EXPECT_FALSE(call.is_batch);
   EXPECT_EQ(call.items.at(0).text, "z");
-  EXPECT_EQ(call.sampling.at(0).top_k, 2);
+  EXPECT_EQ(call.sampling.at(0)->top_k, 2);
   EXPECT_FALSE(call.stream);
 }
 
@@ -112,9 +112,9 @@ TEST(ParseGenerate, ScalarsSpreadOverABatch) {
 }
 
 TEST(ParseGenerate, NullMaxNewTokensRunsToTheLimit) {
-  EXPECT_EQ(parsed(R"({"text":"a","sampling_params":{"max_new_tokens":null}})").sampling.at(0).max_new_tokens,
+  EXPECT_EQ(parsed(R"({"text":"a","sampling_params":{"max_new_tokens":null}})").sampling.at(0)->max_new_tokens,
             INT32_MAX);
-  EXPECT_EQ(parsed(R"({"text":"a"})").sampling.at(0).max_new_tokens, 128);
+  EXPECT_EQ(parsed(R"({"text":"a"})").sampling.at(0)->max_new_tokens, 128);
 }
 
 TEST(ParseGenerate, ReadsABodyOfManyPromptsExactly) {

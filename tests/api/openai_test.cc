@@ -24,7 +24,7 @@ TEST(ParseCompletion, MapsOpenAiNamesToSampling) {
       "skip_special_tokens":false,"best_of":2,"user":"u","logprobs":0,"echo":true})");
   ASSERT_TRUE(call.has_value());
   ASSERT_FALSE(call->refusal.has_value()) << call->refusal->message;
-  const SamplingParams& params = call->sampling.at(0);
+  const SamplingParams& params = *call->sampling.at(0);
   EXPECT_EQ(params.max_new_tokens, 7);
   EXPECT_EQ(params.min_new_tokens, 2);
   EXPECT_EQ(params.temperature, 0);
@@ -55,7 +55,7 @@ TEST(ParseChat, TakesTextPartsAndTheNewerTokenName) {
   ASSERT_FALSE(call->refusal.has_value()) << call->refusal->message;
   EXPECT_EQ(call->messages.at(1).content, "a b");
   EXPECT_EQ(call->messages.at(2).content, "");
-  EXPECT_EQ(call->sampling.at(0).max_new_tokens, 9);
+  EXPECT_EQ(call->sampling.at(0)->max_new_tokens, 9);
   EXPECT_TRUE(call->include_usage);
 }
 

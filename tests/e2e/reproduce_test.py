@@ -99,6 +99,24 @@ class WorkflowTest(unittest.TestCase):
 
         self.look_at(report["html"])
 
+    def test_a_restart_with_the_recorded_placement_is_measured_too(self):
+        flags = ["--half", "decode", "--rebalance", "restart", "--window", "3", "--profile-steps", "0"]
+        status, report, out = reproduce(*QUICK, *TOLERANT, *flags)
+        self.assertEqual(status, 0 if report["verdict"] == "valid" else 1, out)
+        self.assertLessEqual(codes(report), {"formulas_differ", "not_saturated"}, out)
+        (half,) = report["halves"]
+        for measured in (half["before"], half["after"]):
+            self.assertGreater(measured["tokens_per_s_per_gpu_by_counters"], 0)
+            self.assertEqual(measured["requests_failed"], 0)
+        # The second placement was planned from the first one's hits, and serves them more evenly.
+        before, after = (half[name]["experts"]["balancedness"] for name in ("before", "after"))
+        self.assertGreater(after, before, out)
+        stages = [stage["name"] for stage in half["stages"]]
+        self.assertLess(stages.index("drain"), stages.index("measure again"))
+        started = [command for command in report["commands"] if "--init-expert-location" in command]
+        self.assertEqual(len(started), 1, report["commands"])
+        self.assertLessEqual({"logs-decode-bound", "logs-decode-bound-restarted"}, set(report["files"]))
+
     def look_at(self, html):
         if not browser.find():
             print("chromium is not installed: the report was not looked at", file=sys.stderr)
@@ -114,7 +132,8 @@ class WorkflowTest(unittest.TestCase):
             self.assertEqual(seen["outside"], [], seen)
 
     def test_bad_flags_are_one_line(self):
-        for flags in (["--decode-split", "2"], ["--half", "third"], ["--output", "/proc/nowhere"]):
+        restart = ["--rebalance", "restart", "--router", "http://127.0.0.1:9"]  # of servers started elsewhere
+        for flags in (["--decode-split", "2"], ["--half", "third"], ["--output", "/proc/nowhere"], restart):
             done = subprocess.run(
                 [harness.binary(), "reproduce", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )

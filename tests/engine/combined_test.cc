@@ -127,19 +127,19 @@ TEST(CombinedEngine, EndOfSentenceStopsUnlessIgnoredAndMinNewTokensHoldsItBack) 
   const int32_t stop = expected[3];
   Rig rig(small_config());
   auto request = greedy_request(1, prompt, 12);
-  request.sampling.ignore_eos = false;
+  request.sampling.edit().ignore_eos = false;
   request.eos_token_ids = {stop};
   rig.submit(request);
   request.id = {2};
   request.eos_token_ids = {};
-  request.sampling.stop_token_ids = {stop};
+  request.sampling.edit().stop_token_ids = {stop};
   rig.submit(request);
   request.id = {3};
-  request.sampling.ignore_eos = true;
+  request.sampling.edit().ignore_eos = true;
   rig.submit(request);
   request.id = {4};
-  request.sampling.ignore_eos = false;
-  request.sampling.min_new_tokens = 6;
+  request.sampling.edit().ignore_eos = false;
+  request.sampling.edit().min_new_tokens = 6;
   rig.submit(request);
   rig.run_until_idle();
   for (const uint64_t id : {1, 2}) {

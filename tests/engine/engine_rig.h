@@ -44,9 +44,9 @@ inline api::EngineRequest greedy_request(uint64_t id, std::vector<int32_t> promp
   request.id = {id};
   request.rid = std::to_string(id);
   request.input_ids = std::move(prompt);
-  request.sampling.temperature = 0;
-  request.sampling.max_new_tokens = max_new_tokens;
-  request.sampling.ignore_eos = true;
+  request.sampling.edit().temperature = 0;
+  request.sampling.edit().max_new_tokens = max_new_tokens;
+  request.sampling.edit().ignore_eos = true;
   request.eos_token_ids = {1};
   return request;
 }

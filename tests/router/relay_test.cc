@@ -217,6 +217,32 @@ TEST(Relay, APrefillThatRefusesInItsStreamEndsTheRequestWithoutWaitingForDecode)
   EXPECT_TRUE(eventually([&] { return fleet.decode[0]->hang_ups == 1; }));
 }
 
+TEST(Relay, AStreamThatALeavingDecodeHandsBackIsGivenByAnother) {
+  const std::pair<const char*, const char*> words[] = {
+      {"/generate",
+       "data: {\"text\":\"\",\"meta_info\":{\"finish_reason\":{\"type\":\"abort\",\"message\":\"The server is shutting "
+       "down.\",\"status_code\":503,\"err_type\":null}}}\n\n"},
+      {"/v1/completions",
+       "data: {\"error\":{\"object\":\"error\",\"message\":\"The server is shutting "
+       "down.\",\"type\":\"503\",\"param\":null,\"code\":503}}\n\n"}};
+  for (const auto& [path, handed_back] : words) {
+    Fleet fleet(1, 2);
+    auto calls = std::make_shared<std::atomic<int>>(0);
+    for (const auto& decode : fleet.decode) {
+      decode->set([calls, leaving = streams({handed_back, "data: [DONE]\n\n"}),
+                   other = streams({"data: {\"text\":\"whole\"}\n\n", "data: [DONE]\n\n"})](const HttpRequest& request,
+                                                                                            const Writer& writer) {
+        (calls->fetch_add(1) == 0 ? leaving : other)(request, writer);
+      });
+    }
+    auto response = fleet.generate(R"({"text":"a","prompt":"a","stream":true})", path);
+    EXPECT_EQ(response.status, 200);
+    EXPECT_EQ(response.body, "data: {\"text\":\"whole\"}\n\ndata: [DONE]\n\n");
+    EXPECT_EQ(fleet.decode[0]->requests().size(), 1u);
+    EXPECT_EQ(fleet.decode[1]->requests().size(), 1u);
+  }
+}
+
 TEST(Relay, AnUnreachableDecodeIsReplacedAndIsA502WhenThereIsNoOther) {
   Fleet fleet(1, 2);
   fleet.decode[0]->stop();
@@ -372,7 +398,10 @@ TEST(Relay, LimitsConcurrencyWithAQueueThat429s) {
   RawClient leaves(fleet.router->port());
   post(leaves, "{\"text\":\"b\"}");
   ASSERT_TRUE(eventually([&] { return fleet.router->running() == 2; }));
-  EXPECT_EQ(fleet.generate(R"({"text":"c"})").status, 429);
+  const net::HttpResponse refused = fleet.generate(R"({"text":"c"})");
+  EXPECT_EQ(refused.status, 429);
+  EXPECT_TRUE(std::any_of(refused.headers.begin(), refused.headers.end(),
+                          [](const auto& header) { return net::equals_ignoring_case(header.first, "retry-after"); }));
   leaves.close();
   ASSERT_TRUE(eventually([&] { return fleet.router->running() == 1; })) << "who hangs up in the queue leaves it";
   writer->send({200, "application/json", "{}", {}});

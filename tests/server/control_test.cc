@@ -50,7 +50,7 @@ TEST(Health, HealthGenerateAsksForOneTokenThatNobodyElseSees) {
   ASSERT_EQ(requests.size(), 1u);
   EXPECT_TRUE(requests[0].is_health_check);
   EXPECT_TRUE(requests[0].rid.starts_with("HEALTH_CHECK_"));
-  EXPECT_EQ(requests[0].sampling.max_new_tokens, 1);
+  EXPECT_EQ(requests[0].sampling->max_new_tokens, 1);
   EXPECT_TRUE(requests[0].bootstrap->is_fake());
   EXPECT_EQ(requests[0].bootstrap->room, 0u);
 }

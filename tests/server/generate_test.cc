@@ -23,8 +23,8 @@ TEST(Generate, AnswersOneObjectWithTextIdsAndMetaInfo) {
   ASSERT_EQ(fixture.engine().submitted().size(), 1u);
   api::EngineRequest request = fixture.engine().submitted()[0];
   EXPECT_EQ(request.input_ids, tiny_tokenizer()->encode("Hi", true));
-  EXPECT_EQ(request.sampling.max_new_tokens, 8);
-  EXPECT_TRUE(request.sampling.seed.has_value());
+  EXPECT_EQ(request.sampling->max_new_tokens, 8);
+  EXPECT_TRUE(request.seed.has_value());
   EXPECT_EQ(request.eos_token_ids, std::vector<int32_t>{1});
   EXPECT_TRUE(eventually([&] { return fixture.idle(); }));
 }
@@ -120,8 +120,8 @@ TEST(Generate, NExpandsEachPromptPromptMajor) {
   ASSERT_EQ(requests.size(), 4u);
   EXPECT_EQ(requests[1].input_ids, std::vector<int32_t>{5});
   EXPECT_EQ(requests[2].input_ids, std::vector<int32_t>{6});
-  EXPECT_EQ(requests[0].sampling.seed, 40u);
-  EXPECT_EQ(requests[1].sampling.seed, 41u) << "the same seed would give the same text n times";
+  EXPECT_EQ(requests[0].seed, 40u);
+  EXPECT_EQ(requests[1].seed, 41u) << "the same seed would give the same text n times";
   EXPECT_EQ(at(response.body, "/3/output_ids"), "[" + std::to_string(100 + requests[3].id.value) + "]");
   EXPECT_EQ(at(response.body, "/4"), "(none)");
 }
@@ -221,6 +221,8 @@ TEST(Generate, QueueFullIs503AndLeavesNothingBehind) {
   EXPECT_EQ(response.status, 503);
   EXPECT_EQ(response.body,
             R"({"object":"error","message":"The request queue is full.","type":"503","param":null,"code":503})");
+  EXPECT_TRUE(std::any_of(response.headers.begin(), response.headers.end(),
+                          [](const auto& header) { return net::equals_ignoring_case(header.first, "retry-after"); }));
   EXPECT_TRUE(eventually([&] { return fixture.idle(); }));
   fixture.engine().set_room(-1);
   EXPECT_TRUE(eventually([&] { return fixture.engine().cancelled().size() == 1; })) << "the one that was taken";

@@ -36,8 +36,8 @@ TEST(Chat, RunsToTheContextLimitUnlessToldOtherwise) {
   fixture.engine().set_script(says({10}));
   fixture.post("/v1/chat/completions", std::string(kHello) + "}");
   fixture.post("/v1/chat/completions", std::string(kHello) + R"(,"max_completion_tokens":5})");
-  EXPECT_EQ(fixture.engine().submitted()[0].sampling.max_new_tokens, 4096 - 6 + 5 - 4 - 1);
-  EXPECT_EQ(fixture.engine().submitted()[1].sampling.max_new_tokens, 5);
+  EXPECT_EQ(fixture.engine().submitted()[0].sampling->max_new_tokens, 4096 - 6 + 5 - 4 - 1);
+  EXPECT_EQ(fixture.engine().submitted()[1].sampling->max_new_tokens, 5);
 }
 
 TEST(Chat, TakesSamplingDefaultsOfTheModel) {
@@ -47,8 +47,8 @@ TEST(Chat, TakesSamplingDefaultsOfTheModel) {
   Fixture fixture(config);
   fixture.engine().set_script(says({10}));
   fixture.post("/v1/chat/completions", std::string(kHello) + R"(,"top_p":0.5})");
-  EXPECT_EQ(fixture.engine().submitted()[0].sampling.temperature, 0.6);
-  EXPECT_EQ(fixture.engine().submitted()[0].sampling.top_p, 0.5);
+  EXPECT_EQ(fixture.engine().submitted()[0].sampling->temperature, 0.6);
+  EXPECT_EQ(fixture.engine().submitted()[0].sampling->top_p, 0.5);
 }
 
 TEST(Chat, StreamsRoleThenContentThenFinishThenUsage) {
@@ -167,7 +167,7 @@ TEST(Completions, DefaultIsSixteenTokens) {
   Fixture fixture;
   fixture.engine().set_script(says({10}));
   fixture.post("/v1/completions", R"({"prompt":"Hi"})");
-  EXPECT_EQ(fixture.engine().submitted()[0].sampling.max_new_tokens, 16);
+  EXPECT_EQ(fixture.engine().submitted()[0].sampling->max_new_tokens, 16);
   EXPECT_EQ(fixture.engine().submitted()[0].input_ids, tiny_tokenizer()->encode("Hi", true));
 }
 

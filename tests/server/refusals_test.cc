@@ -197,7 +197,7 @@ TEST(Refusals, AutoTruncateMakesItFit) {
   auto response = fixture.post(kG, R"({"input_ids":[)" + ids + R"(],"sampling_params":{"max_new_tokens":4096}})");
   EXPECT_EQ(response.status, 200) << response.body;
   EXPECT_EQ(fixture.engine().submitted()[0].input_ids.size(), 4090u);
-  EXPECT_EQ(fixture.engine().submitted()[0].sampling.max_new_tokens, 4);
+  EXPECT_EQ(fixture.engine().submitted()[0].sampling->max_new_tokens, 4);
 }
 
 TEST(Refusals, WithoutATokenizerOnlyIdsAreTaken) {

@@ -12,9 +12,9 @@ api::EngineRequest some_request() {
   api::EngineRequest request;
   request.rid = "a\nb";
   request.input_ids = {5, 6, 7};
-  request.sampling.temperature = 0;
-  request.sampling.max_new_tokens = 9;
-  request.sampling.stop = {"x\"y"};
+  request.sampling.edit().temperature = 0;
+  request.sampling.edit().max_new_tokens = 9;
+  request.sampling.edit().stop = {"x\"y"};
   request.bootstrap = api::BootstrapInfo{"h", 1, 12};
   return request;
 }

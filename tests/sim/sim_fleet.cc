@@ -257,7 +257,7 @@ SimOutcome SimFleet::run() {
 void SimFleet::check_request(uint64_t id, const SimRequest& request, SimOutcome& outcome) {
   EXPECT_TRUE(request.prefill.over()) << "request " << id << " never ended on prefill";
   EXPECT_TRUE(request.decode.over()) << "request " << id << " never ended on decode";
-  const auto expected = expected_tokens(request.wire.input_ids, request.wire.sampling.max_new_tokens, kVocab);
+  const auto expected = expected_tokens(request.wire.input_ids, request.wire.sampling->max_new_tokens, kVocab);
   const auto& got = request.decode.tokens;
   ASSERT_LE(got.size(), expected.size()) << "request " << id;
   EXPECT_TRUE(std::equal(got.begin(), got.end(), expected.begin())) << "request " << id << ": wrong tokens";

@@ -121,7 +121,7 @@ const PrefillPeer* DecodeWorker::find_source(Request& request) {
     return nullptr;
   }
   const api::RankAddress& at = peer->ranks[rank];
-  const std::string host = at.host.empty() ? sink.host : at.host;
+  const std::string host = at.host.empty() ? request.input.bootstrap->host : at.host;
   sink.address = PrefillPeers::address_of(host, at.port);
   peers_.want(host, at.port, core_.now());
   return peers_.ready(sink.address);

@@ -62,15 +62,14 @@ void DecodeWorker::submit(api::EngineRequest input) {
     rooms_[room] = request;
     sink.room = room;
     const api::BootstrapInfo& bootstrap = *request->input.bootstrap;
-    sink.host = bootstrap.host;
     sink.port = bootstrap.port.value_or(core_.config.default_bootstrap_port);
-    sink.address = PrefillPeers::address_of(sink.host, sink.port);
+    sink.address = PrefillPeers::address_of(bootstrap.host, sink.port);
     sink.wants_digest = is_sampled(sink.room, core_.config.digest_sample_rate);
     if (!peers_.has_room_for(sink.address)) {
       sink.settled = true;
       return core_.end(*request, failed("too many prefill addresses are being called", 503));
     }
-    peers_.want(sink.host, sink.port, core_.now());
+    peers_.want(bootstrap.host, sink.port, core_.now());
   }
   advance(request->life, RequestState::kPreparing, core_.now());
   core_.enqueue(preparing_, *request);
@@ -139,8 +138,9 @@ void DecodeWorker::handle(const std::string& address, const api::HandoverSource&
   if (!fault.empty()) return fail(*request, fault);
   SinkHandover& sink = *request->sink;
   sink.generation = message.generation;
-  sink.source_blocks = message.blocks;
-  sink.layer_tokens.assign(size_t(core_.parts.cache->layout().num_layers), 0);
+  sink.incoming = std::make_unique<SinkHandover::Incoming>();
+  sink.incoming->source_blocks = message.blocks;
+  sink.incoming->layer_tokens.assign(size_t(core_.parts.cache->layout().num_layers), 0);
   advance(request->life, RequestState::kReceiving, core_.now());
 }
 
@@ -150,7 +150,7 @@ void DecodeWorker::handle(const std::string& address, const api::HandoverAnnounc
   if (request == nullptr || peer == nullptr || request->state() != RequestState::kReceiving) return;
   SinkHandover& sink = *request->sink;
   if (message.generation != sink.generation) return;
-  const auto num_layers = uint32_t(sink.layer_tokens.size());
+  const auto num_layers = uint32_t(sink.incoming->layer_tokens.size());
   const bool in_range = message.layer_begin < message.layer_end && message.layer_end <= num_layers &&
                         message.token_begin < message.token_end &&
                         message.token_end <= uint32_t(request->prompt_tokens);
@@ -161,7 +161,7 @@ void DecodeWorker::handle(const std::string& address, const api::HandoverAnnounc
   }
   const auto begin = int32_t(message.token_begin), end = int32_t(message.token_end);
   for (uint32_t layer = message.layer_begin; layer < message.layer_end; ++layer) {
-    int32_t& have = sink.layer_tokens[layer];
+    int32_t& have = sink.incoming->layer_tokens[layer];
     if (end <= have) continue;  // the same once more
     if (begin > have) {
       return fail(*request, fmt::format("prefill announced layer {} from token {} on, wanted {}", layer, begin, have));
@@ -175,17 +175,17 @@ void DecodeWorker::handle(const std::string& address, const api::HandoverAnnounc
 // Rows [token_begin, token_end) of one layer, block by block, neighbours merged.
 void DecodeWorker::add_ranges(Request& request, int32_t layer, int32_t token_begin, int32_t token_end,
                               int32_t remote_blocks) {
-  SinkHandover& sink = *request.sink;
+  SinkHandover::Incoming& incoming = *request.sink->incoming;
   const kv::KvLayout& local = core_.parts.cache->layout();
   kv::KvLayout remote = local;  // the handshake compared everything but the number of blocks
   remote.num_blocks = remote_blocks;
-  if (sink.unposted.empty()) to_post_.push_back(&request);
+  if (incoming.unposted.empty()) to_post_.push_back(&request);
   for (int32_t token = token_begin; token < token_end;) {
     const int32_t index = token / local.block_tokens, within = token % local.block_tokens;
     const int32_t count = std::min(local.block_tokens - within, token_end - token);
     const int64_t skip = within * local.row_bytes();
-    add_merged(sink.unposted,
-               {remote.offset(layer, sink.source_blocks[size_t(index)]) + skip,
+    add_merged(incoming.unposted,
+               {remote.offset(layer, incoming.source_blocks[size_t(index)]) + skip,
                 local.offset(layer, request.block_table[size_t(index)]) + skip, count * local.row_bytes()});
     token += count;
   }
@@ -194,15 +194,15 @@ void DecodeWorker::add_ranges(Request& request, int32_t layer, int32_t token_beg
 void DecodeWorker::post_reads() {
   for (Request* request : to_post_) {
     if (request->state() != RequestState::kReceiving) continue;
-    SinkHandover& sink = *request->sink;
-    const PrefillPeer* peer = peers_.ready(sink.address);
+    SinkHandover::Incoming& incoming = *request->sink->incoming;
+    const PrefillPeer* peer = peers_.ready(request->sink->address);
     CHECK(peer != nullptr);  // its loss would have ended the request
     const uint64_t read_id = next_read_++;
-    sink.reads.insert(read_id);
+    incoming.reads.insert(read_id);
     core_.read_posted(read_id, request->id());
-    for (const kv::CopyRange& range : sink.unposted) core_.handover_bytes += uint64_t(range.bytes);
-    outbox_.command(kv::ReadCommand{read_id, *peer->id, std::move(sink.unposted)});
-    sink.unposted.clear();
+    for (const kv::CopyRange& range : incoming.unposted) core_.handover_bytes += uint64_t(range.bytes);
+    outbox_.command(kv::ReadCommand{read_id, *peer->id, std::move(incoming.unposted)});
+    incoming.unposted.clear();
   }
   to_post_.clear();
 }
@@ -211,15 +211,15 @@ void DecodeWorker::read_finished(const kv::ReadFinished& finished) {
   Request* request = core_.reader_of(finished.read_id);
   core_.read_ended(finished.read_id);
   if (request == nullptr) return;
-  request->sink->reads.erase(finished.read_id);
+  request->sink->incoming->reads.erase(finished.read_id);
   if (!finished.status) return fail(*request, "reading the prompt's cache failed: " + finished.status.error().message);
   maybe_confirm(*request);
 }
 
 void DecodeWorker::maybe_confirm(Request& request) {
   SinkHandover& sink = *request.sink;
-  const bool complete = sink.layers_complete == int32_t(sink.layer_tokens.size());
-  if (!complete || !sink.reads.empty() || !sink.unposted.empty() || sink.confirm_sent) return;
+  const bool complete = sink.layers_complete == int32_t(sink.incoming->layer_tokens.size());
+  if (!complete || sink.is_read() || !sink.incoming->unposted.empty() || sink.confirm_sent) return;
   const PrefillPeer* peer = peers_.ready(sink.address);
   CHECK(peer != nullptr);
   sink.confirm_sent = true;
@@ -301,9 +301,10 @@ void DecodeWorker::lose_peer(const PeerGone& gone) {
     // Nothing of these has begun: they try the address once more, where another process may answer now.
     for (Request* request : waiting) {
       SinkHandover& sink = *request->sink;
-      sink.address = PrefillPeers::address_of(sink.host, sink.port);
+      const std::string& host = request->input.bootstrap->host;
+      sink.address = PrefillPeers::address_of(host, sink.port);
       sink.is_routed = false;
-      peers_.want(sink.host, sink.port, core_.now());
+      peers_.want(host, sink.port, core_.now());
     }
     return;
   }
@@ -382,7 +383,9 @@ void DecodeWorker::on_end(Request& request) {
   if (request.sink == nullptr || request.sink->is_fake) return;
   const SinkHandover& sink = *request.sink;
   rooms_.erase(sink.room);
-  for (const uint64_t read_id : sink.reads) outbox_.command(kv::CancelReadCommand{read_id});
+  if (sink.is_read()) {
+    for (const uint64_t read_id : sink.incoming->reads) outbox_.command(kv::CancelReadCommand{read_id});
+  }
   if (sink.settled) return;
   peers_.give_up(sink.address, api::HandoverAbort{sink.room, sink.tag, "the decode side ended it"});
 }

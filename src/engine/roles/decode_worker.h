@@ -22,22 +22,28 @@
 namespace tandem::engine {
 
 struct SinkHandover {
+  // What is known and read of the source, from prefill's first word on: thousands of requests may wait for that.
+  struct Incoming {
+    std::vector<int32_t> source_blocks;
+    std::vector<int32_t> layer_tokens;    // announced so far, per layer
+    std::vector<kv::CopyRange> unposted;  // collected during one round of reports
+    std::set<uint64_t> reads;             // in flight
+  };
+
   uint64_t room = 0, tag = 0;
-  std::string host;
-  uint16_t port = 0;
+  uint16_t port = 0;       // of the server; its host is in the request's bootstrap
   std::string address;     // of the prefill server, then of its rank
   bool is_routed = false;  // address is the rank's
   bool is_fake = false;
   uint64_t generation = 0;  // of the source lease
-  std::vector<int32_t> source_blocks;
-  std::vector<int32_t> layer_tokens;  // announced so far, per layer
   int32_t layers_complete = 0;
-  std::vector<kv::CopyRange> unposted;  // collected during one round of reports
-  std::set<uint64_t> reads;             // in flight
+  std::unique_ptr<Incoming> incoming;  // null until kReceiving
   bool confirm_sent = false, wants_digest = false;
   bool settled = false;  // acknowledged: prefill needs no abort any more
   TimePoint deadline{};
   TimePoint peer_ready_at{};  // since when only blocks were waited for; zero: it still waits
+
+  bool is_read() const { return incoming != nullptr && !incoming->reads.empty(); }
 };
 
 class DecodeWorker {

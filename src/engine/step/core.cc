@@ -37,10 +37,10 @@ std::string refuse(const api::EngineRequest& input, std::span<const int32_t> pro
   for (const int32_t id : input.token_ids_logprob) {
     if (outside(id)) return fmt::format("token_ids_logprob has {}, the vocabulary ends at {}", id, vocab_size - 1);
   }
-  for (const auto& [id, bias] : input.sampling.logit_bias) {
+  for (const auto& [id, bias] : input.sampling->logit_bias) {
     if (outside(id)) return fmt::format("logit_bias has {}, the vocabulary ends at {}", id, vocab_size - 1);
   }
-  for (const int32_t id : input.sampling.stop_token_ids) {
+  for (const int32_t id : input.sampling->stop_token_ids) {
     if (outside(id)) return fmt::format("stop_token_ids has {}, the vocabulary ends at {}", id, vocab_size - 1);
   }
   return "";
@@ -92,7 +92,7 @@ Request* Core::admit(api::EngineRequest input, scheduler::LifeKind kind) {
   request.life.kind = kind;
   request.life.entered_at[size_t(scheduler::RequestState::kNew)] = now();
   request.arrival = arrivals_++;
-  request.seed = request.input.sampling.seed.value_or(mix(config.seed ^ mix(request.id().value)));
+  request.seed = request.input.seed.value_or(mix(config.seed ^ mix(request.id().value)));
   request.tokens = std::move(request.input.input_ids);  // not copied: thousands of long prompts may wait
   request.prompt_tokens = request.num_tokens();
   if (!requests_.emplace(request.id(), std::move(made)).second) {
@@ -106,9 +106,9 @@ Request* Core::admit(api::EngineRequest input, scheduler::LifeKind kind) {
     return nullptr;
   }
   request.max_new_tokens =
-      std::clamp(request.input.sampling.max_new_tokens, 0, max_request_tokens - request.prompt_tokens - 1);
+      std::clamp(request.input.sampling->max_new_tokens, 0, max_request_tokens - request.prompt_tokens - 1);
   request.stop_ids = std::move(request.input.eos_token_ids);
-  const std::vector<int32_t>& stops = request.input.sampling.stop_token_ids;
+  const std::vector<int32_t>& stops = request.input.sampling->stop_token_ids;
   request.stop_ids.insert(request.stop_ids.end(), stops.begin(), stops.end());
   return &request;
 }
@@ -186,9 +186,9 @@ void Core::release(Request& request, const Ending& ending) {
   if (config.log_request_times && !request.input.is_health_check) {
     log::write(log::Level::kInfo, config.log_scope, time_stats_line(request, now(), parts.clock->unix_seconds()));
   }
-  if (request.sink != nullptr && !request.sink->reads.empty()) {
+  if (request.sink != nullptr && request.sink->is_read()) {
     // A read may still write into these blocks.
-    draining_[request.id()] = {std::move(request.lease), request.sink->reads.size()};
+    draining_[request.id()] = {std::move(request.lease), request.sink->incoming->reads.size()};
     request.block_table.clear();
     request.kv_tokens = 0;
   }

@@ -8,7 +8,7 @@ namespace tandem::engine {
 namespace {
 
 kernels::SampleParams params_of(const Request& request) {
-  const api::SamplingParams& asked = request.input.sampling;
+  const api::SamplingParams& asked = *request.input.sampling;
   kernels::SampleParams params;
   params.temperature = float(asked.temperature);
   params.top_k = asked.top_k;
@@ -104,7 +104,7 @@ api::TokenLogprob to_logprob(const kernels::SampleResult& result) {
 std::optional<Ending> check_finish(const Request& request) {
   CHECK(request.output_tokens() > 0);
   if (request.output_tokens() >= request.max_new_tokens) return finished_by_length(request.output_tokens());
-  if (request.input.sampling.ignore_eos) return std::nullopt;
+  if (request.input.sampling->ignore_eos) return std::nullopt;
   const int32_t token = request.tokens.back();
   if (std::ranges::find(request.stop_ids, token) == request.stop_ids.end()) return std::nullopt;
   Ending ending;

@@ -36,6 +36,7 @@ net::HttpResponse error_response(Dialect dialect, int status, const std::string&
   net::HttpResponse response;
   response.status = status;
   response.body = error_body(dialect, status, message);
+  if (status == 503) response.headers = {{"Retry-After", "1"}};
   return response;
 }
 
@@ -77,7 +78,7 @@ void Answer::append_native(Sequence& sequence, double now_ts, std::string& out) 
     sequence.first_sent_ts = now_ts;
     meta.response_sent_to_client_ts = now_ts;
   }
-  if (options_.report_times) meta.times = sequence.times;
+  if (sequence.times) meta.times = *sequence.times;
   double end_ts = sequence.finished_ts;
   if (sequence.finished()) meta.e2e_latency = end_ts - options_.received_ts;
   if (sequence.finished() && options_.report_times) {
@@ -152,6 +153,8 @@ net::HttpResponse Answer::whole(std::vector<Sequence>& sequences, double now_ts)
     for (size_t i = 0; i < sequences.size(); ++i) {
       if (i) response.body += ',';
       append_native(sequences[i], now_ts, response.body);
+      // Answers of one call are about as long; a string that grows by doubling would be there three times.
+      if (i == 0) response.body.reserve(response.body.size() * sequences.size() * 9 / 8);
     }
     if (options_.indexed) response.body += ']';
     return response;

@@ -49,7 +49,7 @@ class Answer {
 
 // The status that a finished sequence asks for where the answer is not streamed; 0: it is a normal answer.
 int error_status(const Sequence& sequence);
-// A refused or failed request in its dialect's form.
+// A refused or failed request in its dialect's form; a 503 says when to try again.
 net::HttpResponse error_response(api::Dialect dialect, int status, const std::string& message);
 // The same as one event and [DONE].
 std::string error_events(api::Dialect dialect, int status, const std::string& message);

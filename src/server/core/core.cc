@@ -4,6 +4,7 @@
 
 #include "api/error.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "server/core/request_log.h"
 
 namespace tandem::server {
@@ -11,6 +12,8 @@ namespace {
 
 // Up to this size a body is parsed and tokenized on the loop's thread: some milliseconds at most.
 constexpr size_t kInlineBodyBytes = 16 << 10;
+// A call of so many sequences leaves megabytes of freed memory behind: of parsing it, and of what it was.
+constexpr size_t kManySequences = 512;
 constexpr Duration kProbeInterval = std::chrono::milliseconds(10);
 constexpr uint64_t kMaxRoom = (uint64_t(1) << 63) - 1;
 
@@ -113,6 +116,7 @@ void Core::admit(Prepared prepared, double received_ts, const Writer& writer, Ac
   if (!submit(call, generation)) {
     return writer->send(error_response(call.dialect, 503, "The request queue is full."));
   }
+  if (generation->sequences().size() >= kManySequences) loop().post(give_back_free_memory);
   generation->begin();
   writer->on_closed([weak = weak_from_this(), gone = std::weak_ptr<Generation>(generation)] {
     auto core = weak.lock();
@@ -125,7 +129,7 @@ void Core::admit(Prepared prepared, double received_ts, const Writer& writer, Ac
 std::shared_ptr<const SequenceOptions> Core::sequence_options(const api::Call& call, size_t index,
                                                               const SequenceOptions* like) const {
   const api::PromptItem& item = call.items[index];
-  const int32_t interval = call.sampling[index].stream_interval.value_or(config_.stream_interval);
+  const int32_t interval = call.sampling[index]->stream_interval.value_or(config_.stream_interval);
   api::NativeOptions native;
   native.with_text = parts_.tokenizer != nullptr;
   native.disjoint_ids = config_.stream_output && call.stream;
@@ -155,7 +159,7 @@ std::vector<Sequence> Core::make_sequences(const api::Call& call) {
     const api::PromptItem& item = call.items[i];
     if (auto others = sequence_options(call, i, options.get())) options = std::move(others);
     for (int32_t k = 0; k < call.n; ++k) {
-      Sequence& sequence = sequences.emplace_back(options, call.sampling[i]);
+      Sequence& sequence = sequences.emplace_back(options, *call.sampling[i]);
       sequence.id = RequestId{next_id_++};
       sequence.index = static_cast<int32_t>(sequences.size()) - 1;
       sequence.rid = item.rid.empty() ? draw_rid() : call.n > 1 ? fmt::format("{}_{}", item.rid, k) : item.rid;
@@ -195,9 +199,8 @@ api::EngineRequest Core::make_request(api::Call& call, const Sequence& sequence)
   request.id = sequence.id;
   request.rid = sequence.rid;
   request.input_ids = last_use ? std::move(item.input_ids) : item.input_ids;
-  request.sampling = last_use ? std::move(call.sampling[item_index]) : call.sampling[item_index];
-  request.sampling.n = 1;
-  request.sampling.seed = request.sampling.seed ? *request.sampling.seed + k : random_();
+  request.sampling = call.sampling[item_index];
+  request.seed = request.sampling->seed ? *request.sampling->seed + k : random_();
   request.eos_token_ids = config_.eos_token_ids;
   request.return_logprob = item.return_logprob;
   // A decode server never gives log-probabilities of the prompt.
@@ -239,14 +242,26 @@ void Core::on_events(std::vector<api::EngineEvent>& events) {
     if (found == open_.end()) continue;  // ended by us meanwhile
     Where where = found->second;
     where.generation->on_event(where.sequence, std::move(event));
-    if (where.generation->sequences()[where.sequence].closed) open_.erase(found);
+    if (where.generation->sequences()[where.sequence].closed) {
+      open_.erase(found);
+      if (where.generation->sequences().size() >= kManySequences) ++freed_sequences_;
+    }
     if (where.generation->touch()) touched.push_back(std::move(where.generation));
+  }
+  if (freed_sequences_ >= kManySequences) {
+    // The engine frees what it had of them from heaps of its own, which nobody else allocates from.
+    freed_sequences_ = 0;
+    give_back_free_memory();
   }
   for (const auto& generation : touched) settle(generation);
   if (!probes_.empty()) check_probes();
 }
 
 void Core::settle(const std::shared_ptr<Generation>& generation) {
+  if (generation->done() && generation->sequences().size() >= kManySequences) {
+    give_back_free_memory();             // before the answer is made, which is large
+    loop().post(give_back_free_memory);  // and after it was given away
+  }
   if (!generation->flush()) return abandon(*generation, engine::CancelReason::kDisconnected);
   if (generation->done()) forget(*generation);
 }
@@ -298,9 +313,9 @@ void Core::probe(std::function<void(bool alive)> done) {
   request.id = RequestId{next_id_++};
   request.rid = "HEALTH_CHECK_" + draw_rid();
   request.input_ids = {0};
-  request.sampling.max_new_tokens = 1;
-  request.sampling.temperature = 0;
-  request.sampling.seed = 0;
+  request.sampling.edit().max_new_tokens = 1;
+  request.sampling.edit().temperature = 0;
+  request.seed = 0;
   request.is_health_check = true;
   if (config_.role != engine::Role::kCombined) {
     request.bootstrap = api::BootstrapInfo{"2.2.2.2", std::nullopt, 0};

@@ -92,6 +92,7 @@ class Core : public std::enable_shared_from_this<Core> {
   std::shared_ptr<std::atomic<size_t>> active_ = std::make_shared<std::atomic<size_t>>(0);
   uint64_t next_id_ = 1;
   uint64_t events_seen_ = 0;
+  size_t freed_sequences_ = 0;  // of calls of many, since freed memory was given back
   bool draining_ = false;
   std::vector<Probe> probes_;
   std::shared_ptr<net::EventLoop::Timer> probe_timer_;

@@ -27,7 +27,9 @@ void Generation::on_event(size_t index, api::EngineEvent event) {
   sequence.prompt_tokens = event.prompt_tokens;
   sequence.cached_tokens = event.cached_tokens;
   sequence.total_retractions = event.total_retractions;
-  if (event.times) sequence.times = *event.times;
+  if (event.times && answer_.options().report_times) {
+    sequence.times = std::make_unique<const api::RequestTimes>(*event.times);
+  }
   if (!event.input_logprobs.empty()) sequence.take_input_logprobs(event.input_logprobs);
   observe(sequence, event.tokens.size());
   take_tokens(sequence, event);

@@ -61,7 +61,7 @@ Status tokenize(const PrepareParts& parts, const api::Call& call, api::PromptIte
   return Ok{};
 }
 
-Status fit_length(const ServerConfig& config, std::vector<int32_t>& ids, api::SamplingParams& sampling) {
+Status fit_length(const ServerConfig& config, std::vector<int32_t>& ids, api::SharedSampling& sampling) {
   int32_t context = config.context_length;
   int32_t max_input = config.max_req_input_len;
   if (config.allow_auto_truncate && static_cast<int64_t>(ids.size()) > max_input) {
@@ -69,14 +69,14 @@ Status fit_length(const ServerConfig& config, std::vector<int32_t>& ids, api::Sa
   }
   auto prompt = static_cast<int64_t>(ids.size());
   if (prompt >= context) return too_long(std::to_string(prompt), context);
-  int64_t total = prompt + sampling.max_new_tokens;
-  if (sampling.max_new_tokens_given && total >= context && !config.allow_auto_truncate) {
+  int64_t total = prompt + sampling->max_new_tokens;
+  if (sampling->max_new_tokens_given && total >= context && !config.allow_auto_truncate) {
     return invalid_input(fmt::format(
         "Requested token count exceeds the model's maximum context length of {} tokens. You requested a total of {} "
         "tokens: {} tokens from the input messages and {} tokens for the completion. Please reduce the number of "
         "tokens "
         "in the input messages or the completion to fit within the limit.",
-        context, total, prompt, sampling.max_new_tokens));
+        context, total, prompt, sampling->max_new_tokens));
   }
   if (prompt > max_input) {
     return invalid_input(
@@ -85,8 +85,11 @@ Status fit_length(const ServerConfig& config, std::vector<int32_t>& ids, api::Sa
                     prompt, max_input));
   }
   int64_t room = std::max<int64_t>(max_input + 5 - prompt - 1, 0);
-  sampling.max_new_tokens = static_cast<int32_t>(std::min<int64_t>(sampling.max_new_tokens, room));
-  sampling.min_new_tokens = std::min(sampling.min_new_tokens, sampling.max_new_tokens);
+  const auto most = static_cast<int32_t>(std::min<int64_t>(sampling->max_new_tokens, room));
+  if (most == sampling->max_new_tokens && sampling->min_new_tokens <= most) return Ok{};
+  api::SamplingParams& own = sampling.edit();
+  own.max_new_tokens = most;
+  own.min_new_tokens = std::min(own.min_new_tokens, most);
   return Ok{};
 }
 
@@ -130,8 +133,8 @@ Status check_token_ids(const ServerConfig& config, const api::PromptItem& item) 
 
 Status complete(const PrepareParts& parts, api::Call& call) {
   if (call.dialect == api::Dialect::kChat) RETURN_IF_ERROR(render(parts, call));
-  for (const api::SamplingParams& sampling : call.sampling) RETURN_IF_ERROR(check_sampling(parts, sampling));
-  // Prompts differ in length, so their limits do too.
+  for (const api::SharedSampling& sampling : call.sampling) RETURN_IF_ERROR(check_sampling(parts, *sampling));
+  // Prompts differ in length, so their limits may, too.
   if (call.sampling.size() == 1) call.sampling.resize(call.items.size(), call.sampling[0]);
   int64_t tokens = 0;
   for (size_t i = 0; i < call.items.size(); ++i) {

@@ -43,7 +43,7 @@ std::string received_line(int32_t level, const api::EngineRequest& request, bool
   if (request.bootstrap && request.bootstrap->room)
     line += fmt::format(", bootstrap_room={}", *request.bootstrap->room);
   if (request.priority) line += fmt::format(", priority={}", *request.priority);
-  if (level >= 1) line += ", sampling_params=" + sampling_text(request.sampling);
+  if (level >= 1) line += ", sampling_params=" + sampling_text(*request.sampling);
   if (level >= 2) {
     const std::span<const int32_t> all(request.input_ids);
     const std::span<const int32_t> shown = all.first(std::min(all.size(), logged_length(level)));

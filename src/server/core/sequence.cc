@@ -6,11 +6,15 @@ using api::Dialect;
 using api::FinishKind;
 using api::FinishReason;
 
+const std::string Sequence::kNoText;
+
 Sequence::Sequence(std::shared_ptr<const SequenceOptions> options, const api::SamplingParams& sampling)
-    : options_(std::move(options)), no_stop_trim_(sampling.no_stop_trim), native_(options_->native) {
+    : options_(std::move(options)),
+      no_stop_trim_(sampling.no_stop_trim),
+      skip_special_tokens_(sampling.skip_special_tokens),
+      native_(options_->native) {
   if (options_->native->return_logprob) logprobs_ = std::make_unique<api::OpenAiLogprobs>(options_->dialect);
   if (!options_->tokenizer) return;
-  decoder_.emplace(*options_->tokenizer, sampling.skip_special_tokens);
   if (sampling.stop.empty() && sampling.stop_regex.empty()) return;
   auto matcher = text::StopMatcher::create(sampling.stop, sampling.stop_regex, !sampling.no_stop_trim);
   CHECK(matcher.has_value());
@@ -19,13 +23,15 @@ Sequence::Sequence(std::shared_ptr<const SequenceOptions> options, const api::Sa
 
 void Sequence::add_text(std::string_view text) {
   if (text.empty()) return;
-  if (logged_text_.size() < options_->logged_text_bytes) {
-    logged_text_ += text.substr(0, options_->logged_text_bytes - logged_text_.size());
+  const bool is_native = options_->dialect == Dialect::kNative;
+  if (!texts_ && (!is_native || options_->logged_text_bytes > 0)) texts_ = std::make_unique<Texts>();
+  if (texts_ && texts_->logged.size() < options_->logged_text_bytes) {
+    texts_->logged += text.substr(0, options_->logged_text_bytes - texts_->logged.size());
   }
-  if (options_->dialect == Dialect::kNative) {
+  if (is_native) {
     native_.add_text(text);
   } else {
-    text_ += text;
+    texts_->delta += text;
   }
 }
 
@@ -36,7 +42,7 @@ void Sequence::take(int32_t token, const api::TokenLogprob* logprob, const Finis
   } else if (logprob && options_->native->return_logprob) {
     logprobs_->add(*logprob, options_->token_text);
   }
-  if (!decoder_) return;
+  if (!options_->tokenizer) return;
   // The matched stop token is counted and listed, but its text is not part of the answer.
   if (finish && finish->kind == FinishKind::kStopToken && !no_stop_trim_) return;
   // At the length limit stop strings are not looked for any more (serving.md 8.9).
@@ -44,6 +50,7 @@ void Sequence::take(int32_t token, const api::TokenLogprob* logprob, const Finis
 }
 
 void Sequence::take_text(int32_t token, bool may_match) {
+  if (!decoder_) decoder_ = std::make_unique<text::StreamDecoder>(*options_->tokenizer, skip_special_tokens_);
   std::string text = decoder_->append({&token, 1});
   if (!matcher_) return add_text(text);
   if (!may_match) {
@@ -69,8 +76,8 @@ void Sequence::take_input_logprobs(const std::vector<api::TokenLogprob>& logprob
 }
 
 void Sequence::flush() {
-  if (!decoder_) return;
-  std::string rest = decoder_->finish();
+  if (!options_->tokenizer) return;
+  std::string rest = decoder_ ? decoder_->finish() : std::string();
   if (matcher_) {
     add_text(matcher_->append(rest));
     if (!matcher_->matched()) add_text(matcher_->finish());
@@ -81,6 +88,8 @@ void Sequence::flush() {
 
 void Sequence::complete(FinishReason finish) {
   if (!finish_) flush();
+  decoder_.reset();
+  matcher_.reset();
   finish_ = std::make_unique<FinishReason>(std::move(finish));
 }
 
@@ -90,7 +99,7 @@ bool Sequence::is_due() const {
 }
 
 void Sequence::clear_delta() {
-  text_.clear();
+  if (texts_) texts_->delta.clear();
   if (logprobs_) logprobs_->clear();
 }
 

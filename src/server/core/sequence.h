@@ -1,5 +1,6 @@
 // Sequence: one sequence of a generation request on its way back: ids become text, stop strings are found, counts and
-// times are kept. Loop's thread.
+// times are kept. Thousands of a batch wait for their first token: what is made with it costs a pointer until then.
+// Loop's thread.
 #pragma once
 
 #include <memory>
@@ -47,11 +48,11 @@ class Sequence {
   int32_t completion_tokens() const { return completion_tokens_; }
 
   // OpenAI: text and log-probabilities since clear_delta().
-  const std::string& text() const { return text_; }
+  const std::string& text() const { return texts_ ? texts_->delta : kNoText; }
   const api::OpenAiLogprobs* logprobs() const { return logprobs_.get(); }
   void clear_delta();
   api::NativeSequence& native() { return native_; }
-  const std::string& logged_text() const { return logged_text_; }
+  const std::string& logged_text() const { return texts_ ? texts_->logged : kNoText; }
 
   // Written by the one who handles the events.
   RequestId id;
@@ -62,21 +63,25 @@ class Sequence {
   bool closed = false;     // its last event is out; the engine has no word any more
   std::optional<double> first_sent_ts;
   std::optional<TimePoint> first_token_at, last_token_at;
-  double first_token_ts = 0, finished_ts = 0;  // unix seconds; set with the event that brings them
-  api::RequestTimes times;                     // the engine's; empty until it knows them
+  double first_token_ts = 0, finished_ts = 0;      // unix seconds; set with the event that brings them
+  std::unique_ptr<const api::RequestTimes> times;  // the engine's; null: not known yet, or nobody asks
 
  private:
   void add_text(std::string_view text);
   void take_text(int32_t token, bool may_match);
   void flush();
 
+  struct Texts {
+    std::string delta, logged;
+  };
+  static const std::string kNoText;
   std::shared_ptr<const SequenceOptions> options_;
-  bool no_stop_trim_ = false;
-  std::optional<text::StreamDecoder> decoder_;
-  std::unique_ptr<text::StopMatcher> matcher_;  // null: no stop strings, or no more
+  bool no_stop_trim_ = false, skip_special_tokens_ = true;
+  std::unique_ptr<text::StreamDecoder> decoder_;  // from the first token to the last
+  std::unique_ptr<text::StopMatcher> matcher_;    // null: no stop strings, or no more
   api::NativeSequence native_;
   std::unique_ptr<api::OpenAiLogprobs> logprobs_;  // null: not asked for
-  std::string text_, logged_text_;
+  std::unique_ptr<Texts> texts_;                   // null: none, as with native answers that are not logged
   int32_t completion_tokens_ = 0;
   std::unique_ptr<api::FinishReason> finish_;  // null: it goes on
 };
