@@ -317,6 +317,7 @@ Result<std::unique_ptr<kv::KvTransfer>> NodeRanksImpl::open_kv_port(int32_t rank
   const bool is_elsewhere = config_.node_rank > 0 && !config_.flags.given("host");
   options.host = is_elsewhere ? parts_.nodes->own_host() : config_.flags.text("host");
   options.listen = config_.engine.role == engine::Role::kPrefill;
+  if (is_cuda(config_.backend)) options.gpu = ranks_[size_t(rank)]->gpu;
   const bool is_bootstrap = options.listen && first_rank() + rank == 0;
   options.port = is_bootstrap ? config_.engine.default_bootstrap_port : uint16_t(0);
   options.epoch = config_.engine.epoch;

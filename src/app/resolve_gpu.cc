@@ -11,7 +11,6 @@ void refuse_on_gpu(ResolvedConfig& config) {
   const auto refuse = [&config](bool is_asked, const char* what) {
     if (is_asked) config.refusals.push_back(fmt::format("{} with --device cuda", what));
   };
-  refuse(flags.text("disaggregation_mode") != "null", "--disaggregation-mode");
   refuse(flags.integer("nnodes") > 1, "--nnodes above 1");
   const bool is_split = flags.integer("tp_size") > flags.integer("dp_size") || !flags.enabled("enable_dp_attention");
   refuse(flags.integer("tp_size") > 1 && is_split, "--tp-size above --dp-size, or without --enable-dp-attention,");

@@ -118,6 +118,35 @@ class LaunchLog {
 void copy_async(const Stream& stream, void* to, const void* from, size_t bytes);
 void fill_async(const Stream& stream, void* to, int value, size_t bytes);
 
+// One GPU buffer made known to other processes of this host: what names it, for import_memory(). Empty: it cannot be.
+std::string export_memory(const void* buffer);
+// Another process's buffer, mapped here until the object goes. Its owner must be alive for as long.
+class ImportedMemory {
+ public:
+  ImportedMemory() = default;  // none
+  ImportedMemory(ImportedMemory&& other) noexcept;
+  ImportedMemory& operator=(ImportedMemory&& other) noexcept;
+  ~ImportedMemory();
+  const std::byte* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  friend Result<ImportedMemory> import_memory(const std::string& name);
+  std::byte* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+// Errors: a name of another host, or one that the driver does not know (any more).
+Result<ImportedMemory> import_memory(const std::string& name);
+
+// Many copies at once, by a kernel: neither side may be host memory, and all three numbers are multiples of 16.
+struct CopyPiece {
+  const std::byte* from;
+  std::byte* to;
+  int64_t bytes;
+};
+// pieces: in pinned host memory, untouched until the copies are done.
+void copy_pieces_async(const Stream& stream, std::span<const CopyPiece> pieces);
+
 // What Buffer is made of; allocation failure ends the process.
 void* gpu_allocate(size_t bytes);  // zero-filled
 int64_t gpu_free_bytes();          // of the calling thread's GPU

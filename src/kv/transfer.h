@@ -72,6 +72,7 @@ struct TransferOptions {
   int32_t heartbeat_max_failures = 2;
   std::string secret = {};                // of the deployment: both sides prove the same one, or both have none
   std::vector<std::string> devices = {};  // network devices, as of transport::Context; empty: all
+  std::optional<int32_t> gpu = {};        // in whose memory the region lies; none: host memory
 };
 
 // region: the cache that peers may read (prefill) or into which reads land (decode).

@@ -138,7 +138,7 @@ TEST(Devices, AreAListAMapOrAFile) {
 struct ListeningDoctor {
   explicit ListeningDoctor(const std::string& version) {
     thread = std::jthread([this, version] {
-      const PeerOptions options{version, {}, 1500};
+      const PeerOptions options{version, {}, "", 1500};
       EXPECT_TRUE(listen_for_peers(
           "127.0.0.1", 0, options, [this](uint16_t bound) { port.set_value(bound); }, [this] { return stop.load(); }));
     });
@@ -151,7 +151,7 @@ struct ListeningDoctor {
 
 TEST(DoctorPeer, MeasuresReachSpeedAndClock) {
   ListeningDoctor doctor("1.2.3");
-  const PeerOptions options{"1.2.3", {}, 9000};
+  const PeerOptions options{"1.2.3", {}, "", 9000};
   const auto fact = call_peer("127.0.0.1", doctor.port.get_future().get(), options, std::chrono::seconds(60));
   ASSERT_TRUE(fact) << fact.error().message;
   EXPECT_EQ(fact->version, "1.2.3");

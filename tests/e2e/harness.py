@@ -142,9 +142,9 @@ class Answer:
         return f"{self.status} {self.body[:500]!r}"
 
 
-def request(port, method, path, body=None, headers=None, deadline_s=REQUEST_DEADLINE_S):
+def request(port, method, path, body=None, headers=None, deadline_s=REQUEST_DEADLINE_S, host="127.0.0.1"):
     """body: a value (sent as JSON) or bytes (sent as they are)."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=deadline_s)
+    connection = http.client.HTTPConnection(host, port, timeout=deadline_s)
     with contextlib.closing(connection):
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
@@ -159,8 +159,8 @@ def request(port, method, path, body=None, headers=None, deadline_s=REQUEST_DEAD
 class Stream:
     """A server-sent-event answer, read event by event. Closing it early is a client that hangs up."""
 
-    def __init__(self, port, path, body, deadline_s=REQUEST_DEADLINE_S):
-        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=deadline_s)
+    def __init__(self, port, path, body, deadline_s=REQUEST_DEADLINE_S, host="127.0.0.1"):
+        self.connection = http.client.HTTPConnection(host, port, timeout=deadline_s)
         self.connection.request("POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"})
         self.response = self.connection.getresponse()
         self.status = self.response.status

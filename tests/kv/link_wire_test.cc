@@ -7,12 +7,14 @@
 namespace tandem::kv {
 namespace {
 
-HelloFrame hello() { return {.epoch = 0x1122334455667788, .heartbeat_ms = 5000, .region_bytes = 4096}; }
+HelloFrame hello() {
+  return {.epoch = 0x1122334455667788, .heartbeat_ms = 5000, .region_bytes = 4096, .gpu_memory = "here"};
+}
 
 TEST(LinkWire, HelloLiesOnTheWireAsTheProtocolSays) {
   const std::string bytes = encode_link_frame(hello());
-  std::string expected("\x01TDMK\x02\x00\x88\x77\x66\x55\x44\x33\x22\x11\x88\x13\x00\x00", 19);
-  expected += std::string("\x00\x10\x00\x00\x00\x00\x00\x00", 8);
+  std::string expected("\x01TDMK\x03\x00\x88\x77\x66\x55\x44\x33\x22\x11\x88\x13\x00\x00", 19);
+  expected += std::string("\x00\x10\x00\x00\x00\x00\x00\x00\x04\x00here", 14);
   EXPECT_EQ(bytes, expected);
 }
 
@@ -23,6 +25,7 @@ TEST(LinkWire, FramesComeBackAsTheyWere) {
   EXPECT_EQ(back.epoch, hello().epoch);
   EXPECT_EQ(back.heartbeat_ms, hello().heartbeat_ms);
   EXPECT_EQ(back.region_bytes, hello().region_bytes);
+  EXPECT_EQ(back.gpu_memory, "here");
   const std::string message = encode_link_frame(MessageFrame{70000, "begin"});
   const auto first = decode_link_frame(message);
   ASSERT_TRUE(first);
@@ -54,7 +57,7 @@ TEST(LinkWire, EveryCutAndEveryTailOfAFixedFrameIsCorrupt) {
 TEST(LinkWire, AnotherMagicOrVersionIsRefusedByName) {
   std::string bytes = encode_link_frame(hello());
   bytes[5] = 9;
-  EXPECT_NE(decode_link_frame(bytes).error().message.find("wire version 2 wanted, 9 came"), std::string::npos);
+  EXPECT_NE(decode_link_frame(bytes).error().message.find("wire version 3 wanted, 9 came"), std::string::npos);
   bytes[1] = 'X';
   EXPECT_NE(decode_link_frame(bytes).error().message.find("magic"), std::string::npos);
 }

@@ -31,6 +31,13 @@ float Event::milliseconds_since(const Event&) const { missing("milliseconds_sinc
 Status share_memory(std::span<const int32_t>) { missing("share_memory"); }
 WaitFault* wait_fault() { missing("wait_fault"); }
 
+std::string export_memory(const void*) { missing("export_memory"); }
+ImportedMemory::ImportedMemory(ImportedMemory&&) noexcept = default;
+ImportedMemory& ImportedMemory::operator=(ImportedMemory&&) noexcept = default;
+ImportedMemory::~ImportedMemory() = default;
+Result<ImportedMemory> import_memory(const std::string&) { missing("import_memory"); }
+void copy_pieces_async(const Stream&, std::span<const CopyPiece>) { missing("copy_pieces_async"); }
+
 Graph::Graph(Graph&&) noexcept = default;
 Graph& Graph::operator=(Graph&&) noexcept = default;
 Graph::~Graph() = default;

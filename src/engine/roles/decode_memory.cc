@@ -169,8 +169,9 @@ void DecodeWorker::park(Request& request) {
     for (int32_t done = 0; done < tokens; done += layout.block_tokens) {
       const int32_t block = request.block_table[size_t(done / layout.block_tokens)];
       const char* rows = static_cast<const char*>(core_.parts.cache->base()) + layout.offset(layer, block);
-      request.parked.insert(request.parked.end(), rows,
-                            rows + std::min(layout.block_tokens, tokens - done) * layout.row_bytes());
+      const int64_t bytes = std::min(layout.block_tokens, tokens - done) * layout.row_bytes();
+      request.parked.resize(request.parked.size() + size_t(bytes));
+      device::copy_bytes(request.parked.data() + request.parked.size() - bytes, rows, size_t(bytes));
     }
   }
   parked_bytes_ += int64_t(request.parked.size());
@@ -187,7 +188,7 @@ void DecodeWorker::unpark(Request& request) {
       const int32_t block = request.block_table[size_t(done / layout.block_tokens)];
       char* rows = static_cast<char*>(core_.parts.cache->base()) + layout.offset(layer, block);
       const int64_t bytes = std::min(layout.block_tokens, tokens - done) * layout.row_bytes();
-      std::copy(from, from + bytes, rows);
+      device::copy_bytes(rows, from, size_t(bytes));
       from += bytes;
     }
   }

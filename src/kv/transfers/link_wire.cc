@@ -85,6 +85,7 @@ Result<LinkFrame> decode_hello(Reader& reader) {
   hello.epoch = reader.number<uint64_t>();
   hello.heartbeat_ms = reader.number<uint32_t>();
   hello.region_bytes = reader.number<uint64_t>();
+  hello.gpu_memory = reader.text16(kMaxGpuMemoryName);
   return LinkFrame(std::move(hello));
 }
 
@@ -109,6 +110,7 @@ struct Encode {
     writer.number(hello.epoch);
     writer.number(hello.heartbeat_ms);
     writer.number(hello.region_bytes);
+    writer.text16(hello.gpu_memory);
     return writer.take();
   }
   std::string operator()(const RefuseFrame& refuse) const { return with_reason(FrameType::kRefuse, refuse.reason); }

@@ -13,16 +13,18 @@
 namespace tandem::kv {
 
 inline constexpr uint32_t kLinkMagic = 0x4b4d4454;  // "TDMK"
-inline constexpr uint16_t kLinkVersion = 2;
+inline constexpr uint16_t kLinkVersion = 3;
 inline constexpr size_t kMaxPeerMessageBytes = size_t(64) << 20;
 inline constexpr uint32_t kMaxRequestParts = 2048;             // of one read request
 inline constexpr int64_t kMaxRequestBytes = int64_t(1) << 20;  // asked for by one read request
 inline constexpr size_t kMaxReasonBytes = 512;
+inline constexpr size_t kMaxGpuMemoryName = 256;
 
-struct HelloFrame {           // first in both directions; the listener answers the caller's
-  uint64_t epoch = 0;         // the one that the sender has greeted with
-  uint32_t heartbeat_ms = 0;  // how often the sender will say something
-  uint64_t region_bytes = 0;  // of the cache that the receiver may read
+struct HelloFrame {             // first in both directions; the listener answers the caller's
+  uint64_t epoch = 0;           // the one that the sender has greeted with
+  uint32_t heartbeat_ms = 0;    // how often the sender will say something
+  uint64_t region_bytes = 0;    // of the cache that the receiver may read
+  std::string gpu_memory = {};  // names it to a GPU of the same host (device::export_memory); empty: ask for its bytes
 };
 struct RefuseFrame {  // what the receiver sent is not accepted; the receiver closes the connection
   std::string reason;

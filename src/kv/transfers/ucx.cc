@@ -6,10 +6,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <unordered_map>
 
 #include "base/check.h"
+#include "base/log.h"
+#include "kv/transfers/gpu_reads.h"
 #include "kv/transfers/link_wire.h"
 #include "kv/transfers/ranges.h"
 #include "kv/transfers/ucx_reads.h"
@@ -37,6 +40,7 @@ struct Link {
   size_t early_bytes = 0;
   uint64_t epoch = 0;         // the peer's
   uint64_t region_bytes = 0;  // the peer's
+  GpuSource gpu;              // the peer's region, where copies between GPUs reach it
   std::string partial;        // message being received
   size_t partial_total = 0;   // 0: none
   Duration check_interval{};  // the longer of both sides' intervals
@@ -48,12 +52,16 @@ struct Link {
 class UcxTransfer final : public KvTransfer {
  public:
   UcxTransfer(const TransferOptions& options, std::unique_ptr<transport::Context> context,
-              std::unique_ptr<transport::Worker> worker, std::string address)
+              std::unique_ptr<transport::Worker> worker, std::string address, std::span<std::byte> region,
+              std::unique_ptr<GpuReads> gpu_reads)
       : options_(options),
+        region_(region),
+        gpu_memory_(options.gpu && options.listen ? device::export_memory(region.data()) : ""),
+        gpu_reads_(std::move(gpu_reads)),
         context_(std::move(context)),
         worker_(std::move(worker)),
         address_(std::move(address)),
-        reads_(context_->region(), [this](PeerId peer, const ReadRequestFrame& request) {
+        reads_(region, options.gpu.has_value(), [this](PeerId peer, const ReadRequestFrame& request) {
           if (const Link* link = find(peer)) send_frame(*link, request);
         }) {}
 
@@ -65,12 +73,13 @@ class UcxTransfer final : public KvTransfer {
   void send(PeerId peer, std::string bytes) override;
   void post_read(uint64_t read_id, PeerId peer, std::span<const CopyRange> ranges) override;
   void cancel_read(uint64_t read_id) override {
-    reads_.fail(read_id, cancelled(fmt::format("read {} cancelled", read_id)));
+    const Error error = cancelled(fmt::format("read {} cancelled", read_id));
+    if (gpu_reads_ == nullptr || !gpu_reads_->fail(read_id, error)) reads_.fail(read_id, error);
   }
   void disconnect(PeerId peer) override;
   bool poll(TimePoint now, std::vector<TransferEvent>& events) override;
   std::string address() const override { return address_; }
-  uint64_t bytes_read() const override { return reads_.bytes_read(); }
+  uint64_t bytes_read() const override { return reads_.bytes_read() + (gpu_reads_ ? gpu_reads_->bytes_read() : 0); }
 
  private:
   Link* find(PeerId peer) {
@@ -83,6 +92,8 @@ class UcxTransfer final : public KvTransfer {
   void on_hello(Link& link, const HelloFrame& hello, TimePoint now);
   void on_message_part(Link& link, std::string_view part);
   void serve_read(Link& link, const ReadRequestFrame& request);
+  void append_bytes(std::string& to, const std::byte* from, size_t bytes) const;
+  GpuSource reach(const Link& link, const HelloFrame& hello) const;
   std::optional<std::string> objection(const Link& link, const HelloFrame& hello) const;
   void send_frame(const Link& link, const LinkFrame& frame) { worker_->send(link.endpoint, encode_link_frame(frame)); }
   void send_message(Link& link, const std::string& bytes);
@@ -92,6 +103,9 @@ class UcxTransfer final : public KvTransfer {
   bool check_timers(TimePoint now);
 
   const TransferOptions options_;
+  const std::span<std::byte> region_;
+  const std::string gpu_memory_;               // names the region to GPUs of this host; empty: it is not on one
+  const std::unique_ptr<GpuReads> gpu_reads_;  // null: the region is not on a GPU
   const std::unique_ptr<transport::Context> context_;
   const std::unique_ptr<transport::Worker> worker_;
   const std::string address_;
@@ -108,7 +122,8 @@ HelloFrame UcxTransfer::own_hello() const {
   hello.epoch = options_.epoch;
   hello.heartbeat_ms =
       uint32_t(std::chrono::duration_cast<std::chrono::milliseconds>(options_.heartbeat_interval).count());
-  hello.region_bytes = context_->region().size();
+  hello.region_bytes = region_.size();
+  hello.gpu_memory = gpu_memory_;
   return hello;
 }
 
@@ -170,9 +185,11 @@ void UcxTransfer::post_read(uint64_t read_id, PeerId peer, std::span<const CopyR
     reads_.refuse(read_id, peer_lost(fmt::format("read {}: peer {} is not connected", read_id, peer.value)));
     return;
   }
-  const Status checked = check_ranges(read_id, ranges, int64_t(link->region_bytes), int64_t(context_->region().size()));
+  const Status checked = check_ranges(read_id, ranges, int64_t(link->region_bytes), int64_t(region_.size()));
   if (!checked) {
     reads_.refuse(read_id, checked.error());
+  } else if (link->gpu) {
+    gpu_reads_->post(read_id, peer, link->gpu, ranges);
   } else {
     reads_.post(read_id, peer, ranges);
   }
@@ -184,7 +201,9 @@ void UcxTransfer::disconnect(PeerId peer) {
 
 // Forgets a link without an event. last: what the other side shall still hear.
 void UcxTransfer::drop(Link& link, const std::string& reason, const std::optional<LinkFrame>& last) {
-  reads_.fail_peer(link.peer, peer_lost(fmt::format("{}: {}", link.name, reason)));
+  const Error error = peer_lost(fmt::format("{}: {}", link.name, reason));
+  reads_.fail_peer(link.peer, error);
+  if (gpu_reads_) gpu_reads_->fail_peer(link.peer, error);
   if (last) send_frame(link, *last);
   worker_->close(link.endpoint, last.has_value());
   peer_of_endpoint_.erase(link.endpoint.value);
@@ -211,7 +230,7 @@ void UcxTransfer::on_message_part(Link& link, std::string_view part) {
 
 // The bytes are taken as they are now. Whether they were the right ones is for the handover's confirmation to say.
 void UcxTransfer::serve_read(Link& link, const ReadRequestFrame& request) {
-  const std::span<const std::byte> region = context_->region();
+  const std::span<const std::byte> region = region_;
   size_t total = 0;
   for (const ReadRequestFrame::Part& part : request.parts) {
     const bool inside = part.bytes <= region.size() && part.offset <= region.size() - part.bytes;
@@ -227,7 +246,7 @@ void UcxTransfer::serve_read(Link& link, const ReadRequestFrame& request) {
   for (const ReadRequestFrame::Part& part : request.parts) {
     for (size_t at = 0; at < part.bytes;) {
       const size_t step = std::min(part.bytes - at, kPartBytes - bytes.size());
-      bytes.append(reinterpret_cast<const char*>(region.data()) + part.offset + at, step);
+      append_bytes(bytes, region.data() + part.offset + at, step);
       at += step;
       if (bytes.size() < kPartBytes) continue;
       send_frame(link, ReadDataFrame{request.tag, bytes});
@@ -246,6 +265,23 @@ std::optional<std::string> UcxTransfer::objection(const Link& link, const HelloF
   return std::nullopt;
 }
 
+// The peer's cache for copies between GPUs; null: its bytes are asked for, through host memory.
+GpuSource UcxTransfer::reach(const Link& link, const HelloFrame& hello) const {
+  device::use_gpu(*options_.gpu);
+  Result<device::ImportedMemory> memory = device::import_memory(hello.gpu_memory);
+  if (memory && memory->bytes() < hello.region_bytes) memory = corrupt("it is smaller than announced");
+  if (memory) return std::make_shared<const device::ImportedMemory>(std::move(*memory));
+  log::warning("KV transfer with {} goes through host memory: {}", link.name, memory.error().message);
+  return nullptr;
+}
+
+void UcxTransfer::append_bytes(std::string& to, const std::byte* from, size_t bytes) const {
+  const size_t before = to.size();
+  to.resize(before + bytes);
+  if (options_.gpu) return device::copy_bytes(to.data() + before, from, bytes);
+  std::memcpy(to.data() + before, from, bytes);
+}
+
 void UcxTransfer::on_hello(Link& link, const HelloFrame& hello, TimePoint now) {
   const std::optional<std::string> wrong = objection(link, hello);
   if (wrong) {
@@ -256,6 +292,7 @@ void UcxTransfer::on_hello(Link& link, const HelloFrame& hello, TimePoint now) {
   link.state = LinkState::kUp;
   link.epoch = hello.epoch;
   link.region_bytes = hello.region_bytes;
+  if (gpu_reads_ && !hello.gpu_memory.empty()) link.gpu = reach(link, hello);
   link.check_interval = std::max<Duration>(options_.heartbeat_interval, std::chrono::milliseconds(hello.heartbeat_ms));
   link.next_beat = now + options_.heartbeat_interval;
   link.next_check = now + link.check_interval;
@@ -354,6 +391,7 @@ bool UcxTransfer::poll(TimePoint now, std::vector<TransferEvent>& events) {
   }
   any |= check_timers(now);
   any |= reads_.advance(events);
+  if (gpu_reads_) any |= gpu_reads_->advance(events);
   any |= !pending_.empty();
   for (TransferEvent& event : pending_) events.push_back(std::move(event));
   pending_.clear();
@@ -373,15 +411,23 @@ Status validate(const TransferOptions& options) {
 
 Result<std::unique_ptr<KvTransfer>> make_ucx_transfer(const TransferOptions& options, std::span<std::byte> region) {
   RETURN_IF_ERROR(validate(options));
+  // UCX is not told of GPU memory: Debian's knows nothing of it.
+  const std::span<std::byte> registered = options.gpu ? std::span<std::byte>() : region;
   ASSIGN_OR_RETURN(auto context,
-                   transport::Context::create(region, false, options.devices, {options.secret, options.epoch}));
+                   transport::Context::create(registered, false, options.devices, {options.secret, options.epoch}));
   ASSIGN_OR_RETURN(auto worker, transport::Worker::create(*context));
   uint16_t port = 0;
   if (options.listen) {
     ASSIGN_OR_RETURN(port, worker->listen(options.host, options.port));
   }
+  std::unique_ptr<GpuReads> gpu_reads;
+  if (options.gpu) {
+    device::use_gpu(*options.gpu);
+    ASSIGN_OR_RETURN(gpu_reads, GpuReads::create(region, *options.gpu));
+  }
   return std::unique_ptr<KvTransfer>(std::make_unique<UcxTransfer>(options, std::move(context), std::move(worker),
-                                                                   fmt::format("{}:{}", options.host, port)));
+                                                                   fmt::format("{}:{}", options.host, port), region,
+                                                                   std::move(gpu_reads)));
 }
 
 }  // namespace tandem::kv

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "device/buffer.h"
 
 namespace tandem::kv {
 namespace {
@@ -70,7 +71,9 @@ bool UcxReads::on_data(PeerId peer, uint64_t tag, std::string_view bytes) {
     Part& part = request.parts.front();
     const int64_t step = std::min(part.bytes, int64_t(bytes.size()));
     if (!request.dropped) {
-      std::memcpy(region_.data() + part.local_offset, bytes.data(), size_t(step));
+      std::byte* const to = region_.data() + part.local_offset;
+      on_gpu_ ? device::copy_bytes(to, bytes.data(), size_t(step))
+              : static_cast<void>(std::memcpy(to, bytes.data(), size_t(step)));
       bytes_read_ += uint64_t(step);
     }
     bytes.remove_prefix(size_t(step));

@@ -21,7 +21,9 @@ class UcxReads {
  public:
   using SendRequest = std::function<void(PeerId, const ReadRequestFrame&)>;
 
-  UcxReads(std::span<std::byte> region, SendRequest send) : region_(region), send_(std::move(send)) {}
+  // on_gpu: where the region lies.
+  UcxReads(std::span<std::byte> region, bool on_gpu, SendRequest send)
+      : region_(region), on_gpu_(on_gpu), send_(std::move(send)) {}
 
   // Ranges are checked by the caller.
   void post(uint64_t read_id, PeerId peer, std::span<const CopyRange> ranges);
@@ -66,6 +68,7 @@ class UcxReads {
   void end(uint64_t read_id, Status status);
 
   const std::span<std::byte> region_;
+  const bool on_gpu_;
   const SendRequest send_;
   uint64_t next_tag_ = 1;
   std::unordered_map<uint64_t, Read> reads_;

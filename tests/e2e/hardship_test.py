@@ -1,0 +1,286 @@
+"""Peers that stand still, cut networks, full disks, no file descriptors, clients that do not read: what runs ends or goes
+on, blocks come back, and service resumes."""
+
+import contextlib
+import http.client
+import os
+import pathlib
+import resource
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+
+import harness
+from harness import REFERENCE, Case, Combined, Pair, Stream, greedy, request, wait_until
+
+PROMPT = next(prompt for prompt in REFERENCE if prompt["name"] == "chat-capital")
+EXPECTED = PROMPT["greedy"][:8]
+LONG = [prompt["ids"] for prompt in REFERENCE if len(prompt["ids"]) > 300]
+NOTICED_S = 15  # a peer that stands still is given up by then
+RESUME_S = 60
+IS_ROOT = os.geteuid() == 0
+
+
+def answers(port, host="127.0.0.1", deadline_s=10):
+    with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+        body = {"input_ids": PROMPT["ids"], "sampling_params": greedy(64)}
+        answer = request(port, "POST", "/generate", body, deadline_s=deadline_s, host=host)
+        return answer.status == 200 and answer.json()["output_ids"] == EXPECTED
+    return False
+
+
+class Load:
+    """Streams without end, a few at a time. What they got is counted; an error must be one that a client can read."""
+
+    def __init__(self, port, at_once=6, host="127.0.0.1"):
+        self.port, self.host = port, host
+        self.tokens = self.served = 0
+        self.errors, self.unclear = {}, []
+        self.stopping = threading.Event()
+        self.threads = [threading.Thread(target=self.run, args=(i,)) for i in range(at_once)]
+        for thread in self.threads:
+            thread.start()
+
+    def run(self, i):
+        while not self.stopping.is_set():
+            ids = LONG[i % len(LONG)] if i % 3 == 0 else PROMPT["ids"]
+            body = {"input_ids": ids, "sampling_params": greedy(48, ignore_eos=True), "stream": True}
+            try:
+                with Stream(self.port, "/generate", body, 60, host=self.host) as stream:
+                    if stream.status != 200:
+                        self.note(str(stream.status))
+                        continue
+                    last = {}
+                    for last in stream:
+                        self.tokens += 1
+                    if "error" in last:
+                        self.note(f"error event {last['error'].get('message', '')[:60]}")
+                    elif stream.done:
+                        self.served += 1
+                    else:
+                        self.unclear.append("a stream that breaks off without a word")
+            except TimeoutError:
+                self.unclear.append("a request without an end")
+            except (OSError, http.client.HTTPException) as error:
+                self.note(type(error).__name__)
+
+    def note(self, what):
+        self.errors[what] = self.errors.get(what, 0) + 1
+        self.stopping.wait(0.2)
+
+    def rate(self, over_s):
+        before, begin = self.tokens, time.monotonic()
+        self.stopping.wait(over_s)
+        return (self.tokens - before) / (time.monotonic() - begin)
+
+    def stop(self):
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join(90)
+
+
+class FrozenTest(Case):
+    """SIGSTOP is what a hung driver or a paused machine look like: connections stand, nobody answers."""
+
+    @classmethod
+    def make(cls):
+        return Pair()
+
+    def freeze_and_thaw(self, victim, survivor):
+        for _ in range(3):
+            wait_until(lambda: answers(self.port), RESUME_S, "service before")
+        load = Load(self.port)
+        try:
+            load.rate(1)
+            before = load.rate(4)
+            os.kill(victim.child.pid, signal.SIGSTOP)
+            frozen = time.monotonic()
+            wait_until(
+                lambda: request(self.port, "GET", "/health", deadline_s=5).status != 200, NOTICED_S, "the router is red"
+            )
+            red = time.monotonic() - frozen
+            wait_until(lambda: not survivor.state()["leased_blocks"], 30, f"{survivor.name} has its blocks back")
+            back = time.monotonic() - frozen
+            os.kill(victim.child.pid, signal.SIGCONT)
+            thawed = time.monotonic()
+            wait_until(lambda: request(self.port, "GET", "/health").status == 200, RESUME_S, "the router is green")
+            wait_until(lambda: answers(self.port), RESUME_S, "service again")
+            green = time.monotonic() - thawed
+            load.rate(3)  # the breaker closes, the batch fills
+            after = load.rate(4)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim.child.pid, signal.SIGCONT)
+            load.stop()
+        print(
+            f"{victim.name}: red after {red:.1f} s, blocks back after {back:.1f} s, service {green:.1f} s after the thaw; "
+            f"{before:.0f} tokens/s before, {after:.0f} after; {load.errors}"
+        )
+        self.assertEqual(load.unclear, [])
+        self.assertGreater(after, 0.6 * before)  # of a noisy machine; docs/reliability.md has the figures of a quiet one
+        self.wait_idle(30)
+
+    def test_prefill_stands_still(self):
+        self.freeze_and_thaw(self.deployment.prefill, self.deployment.decode)
+
+    def test_decode_stands_still(self):
+        self.freeze_and_thaw(self.deployment.decode, self.deployment.prefill)
+
+
+class ShortageTest(Case):
+    @classmethod
+    def make(cls):
+        return Combined()
+
+    @unittest.skipUnless(IS_ROOT, "mounting a small disk needs root")
+    def test_a_full_disk_costs_traces_and_dumps_but_no_request(self):
+        server = self.deployment.server
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], check=True)
+            try:
+                pathlib.Path(folder, "filler").write_bytes(b"x" * 16384)
+                answer = request(server.port, "POST", "/start_profile", {"output_dir": folder, "num_steps": 4})
+                self.assertIn(answer.status, (200, 400, 500), answer)
+                self.assertTrue(answers(server.port))
+                wait_until(lambda: not server.state()["profiling"], 20, "the profile ends")
+                request(server.port, "POST", "/start_expert_distribution_record")
+                self.assertTrue(answers(server.port))
+                request(server.port, "POST", "/stop_expert_distribution_record")
+            finally:
+                subprocess.run(["umount", "-l", folder], check=True)
+        self.assertIn("No space left", server.log())
+        self.assertTrue(answers(server.port))
+        self.wait_idle()
+
+    def test_a_client_that_reads_nothing_holds_up_nobody(self):
+        body = {"input_ids": PROMPT["ids"], "sampling_params": greedy(2000, ignore_eos=True), "stream": True}
+        deaf = [Stream(self.port, "/generate", body) for _ in range(8)]
+        try:
+            begin = time.monotonic()
+            self.assertTrue(answers(self.port, deadline_s=30))
+            self.assertLess(time.monotonic() - begin, 20)
+        finally:
+            for stream in deaf:
+                stream.close()
+        self.wait_idle(30)
+
+    def test_clients_that_vanish_give_their_blocks_back(self):
+        body = {"input_ids": LONG[0], "sampling_params": greedy(2000, ignore_eos=True), "stream": True}
+        for _ in range(3):
+            gone = [Stream(self.port, "/generate", body) for _ in range(16)]
+            for stream in gone:  # reset, not closed: as a machine that lost its power and came back
+                stream.connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                stream.close()
+        self.wait_idle(15)
+
+
+class DescriptorsTest(unittest.TestCase):
+    def test_without_file_descriptors_a_server_waits_and_serves_again(self):
+        port = harness.free_port()
+        flags = ["--disaggregation-mode", "null", *harness.SERVER_FLAGS]
+        old = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (96, old[1]))
+        try:
+            server = harness.Server("few", "launch_server", port, *flags)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, old)
+        try:
+            server.wait_ready()
+            held = []
+            for _ in range(200):
+                connection = socket.socket()
+                connection.settimeout(2)
+                with contextlib.suppress(OSError):
+                    connection.connect(("127.0.0.1", port))
+                held.append(connection)
+            time.sleep(1)
+            self.assertIsNone(server.child.poll(), server.log()[-2000:])
+            for connection in held:
+                connection.close()
+            wait_until(lambda: answers(port), RESUME_S, "service when there are descriptors again")
+            self.assertEqual(server.stop(), 0)
+        finally:
+            server.close()
+
+
+@unittest.skipUnless(IS_ROOT, "network namespaces need root")
+class CutNetworkTest(unittest.TestCase):
+    """Prefill and decode in network namespaces of their own, and the wire between them cut: no reset, no goodbye."""
+
+    SPACE = f"tandem-{os.getpid()}"
+
+    def ip(self, *words, check=True):
+        return subprocess.run(["ip", *words], check=check, capture_output=True, text=True)
+
+    def setUp(self):
+        if self.ip("netns", "add", self.SPACE, check=False).returncode != 0:
+            self.skipTest("network namespaces are not permitted here")
+        self.addCleanup(self.ip, "netns", "del", self.SPACE, check=False)
+        self.ip("link", "add", "tdm0", "type", "veth", "peer", "name", "tdm1", "netns", self.SPACE)
+        self.ip("addr", "add", "10.213.7.1/24", "dev", "tdm0")
+        self.ip("link", "set", "tdm0", "up")
+        for words in (["addr", "add", "10.213.7.2/24", "dev", "tdm1"], ["link", "set", "tdm1", "up"],
+                      ["link", "set", "lo", "up"]):
+            self.ip("-n", self.SPACE, *words)
+
+    def server(self, name, host, *flags, space=None):
+        port = harness.free_port()
+        command = [harness.binary(), *map(str, flags), "--host", host, "--port", str(port)]
+        log = tempfile.NamedTemporaryFile(prefix=f"tandem-{name}-", suffix=".log")
+        child = subprocess.Popen(
+            ["ip", "netns", "exec", space, *command] if space else command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=harness.die_with_parent,
+        )
+        self.addCleanup(child.wait, 10)
+        self.addCleanup(child.kill)
+        return port, log
+
+    def state(self, host, port):
+        return request(port, "GET", "/get_server_info", host=host, deadline_s=5).json()["internal_states"][0]
+
+    def test_a_cut_wire_is_noticed_and_mended(self):
+        bootstrap = harness.free_port()
+        here, there = "10.213.7.1", "10.213.7.2"
+        prefill, prefill_log = self.server(
+            "prefill", there, "launch_server", "--disaggregation-mode", "prefill", "--disaggregation-bootstrap-port",
+            bootstrap, *harness.SERVER_FLAGS, space=self.SPACE)
+        decode, decode_log = self.server(
+            "decode", here, "launch_server", "--disaggregation-mode", "decode", *harness.SERVER_FLAGS)
+        router, _ = self.server(
+            "router", here, "router", "--pd-disaggregation", "--prefill", f"http://{there}:{prefill}", bootstrap,
+            "--decode", f"http://{here}:{decode}", "--health-check-interval-secs", 1, "--health-check-timeout-secs", 2,
+            "--worker-startup-check-interval", 1, "--cb-timeout-duration-secs", 2)
+        wait_until(lambda: answers(router, here), harness.START_DEADLINE_S, "service before")
+        load = Load(router, host=here)
+        try:
+            before = load.rate(4)
+            self.ip("link", "set", "tdm0", "down")
+            cut = time.monotonic()
+            wait_until(lambda: not self.state(here, decode)["leased_blocks"], 45, "decode has its blocks back")
+            back = time.monotonic() - cut
+            self.ip("link", "set", "tdm0", "up")
+            mended = time.monotonic()
+            wait_until(lambda: answers(router, here), RESUME_S, "service again")
+            served = time.monotonic() - mended
+            load.rate(3)
+            after = load.rate(4)
+        finally:
+            load.stop()
+        print(f"cut: decode's blocks back after {back:.1f} s, service {served:.1f} s after it was mended; "
+              f"{before:.0f} tokens/s before, {after:.0f} after; {load.errors}")
+        self.assertEqual(load.unclear, [])
+        for host, port in ((here, decode), (there, prefill)):
+            wait_until(lambda: harness.idle_fault(self.state(host, port)) is None, 45, "all blocks are back")
+
+
+del Case
+
+if __name__ == "__main__":
+    harness.main()
