@@ -167,7 +167,7 @@ TEST(DoctorPeer, AClosedPortIsAnError) {
 }
 
 TEST(DoctorPeer, ADeviceThatIsNotThereIsAnErrorThatNamesWhatIs) {
-  const PeerOptions options{"1", {"nonexistent0"}, 0};
+  const PeerOptions options{"1", {"nonexistent0"}, "", 0};
   const auto fact = call_peer("127.0.0.1", 1, options, std::chrono::seconds(10));
   ASSERT_FALSE(fact);
   EXPECT_NE(fact.error().message.find("'nonexistent0' is not one that UCX can use here; there are: tcp/"),
