@@ -14,6 +14,7 @@ namespace {
 constexpr size_t kInlineBodyBytes = 16 << 10;
 // A call of so many sequences leaves megabytes of freed memory behind: of parsing it, and of what it was.
 constexpr size_t kManySequences = 512;
+constexpr Duration kTakenAfter = std::chrono::milliseconds(200);
 constexpr Duration kProbeInterval = std::chrono::milliseconds(10);
 constexpr uint64_t kMaxRoom = (uint64_t(1) << 63) - 1;
 
@@ -47,6 +48,7 @@ void Core::close() {
   inbox_->close();
   intake_.reset();
   probe_timer_.reset();
+  give_back_timer_.reset();
   open_.clear();
 }
 
@@ -116,7 +118,7 @@ void Core::admit(Prepared prepared, double received_ts, const Writer& writer, Ac
   if (!submit(call, generation)) {
     return writer->send(error_response(call.dialect, 503, "The request queue is full."));
   }
-  if (generation->sequences().size() >= kManySequences) loop().post(give_back_free_memory);
+  if (generation->sequences().size() >= kManySequences) give_back_soon();
   generation->begin();
   writer->on_closed([weak = weak_from_this(), gone = std::weak_ptr<Generation>(generation)] {
     auto core = weak.lock();
@@ -259,11 +261,17 @@ void Core::on_events(std::vector<api::EngineEvent>& events) {
 
 void Core::settle(const std::shared_ptr<Generation>& generation) {
   if (generation->done() && generation->sequences().size() >= kManySequences) {
-    give_back_free_memory();             // before the answer is made, which is large
-    loop().post(give_back_free_memory);  // and after it was given away
+    give_back_free_memory();  // before the answer is made, which is large
+    give_back_soon();         // and after it was given away
   }
   if (!generation->flush()) return abandon(*generation, engine::CancelReason::kDisconnected);
   if (generation->done()) forget(*generation);
+}
+
+// Now, behind the task at hand, and once more when the engine has taken what was queued for it.
+void Core::give_back_soon() {
+  loop().post(give_back_free_memory);
+  give_back_timer_ = loop().after(kTakenAfter, give_back_free_memory);
 }
 
 void Core::abandon(Generation& generation, engine::CancelReason reason) {

@@ -75,6 +75,7 @@ class Core : public std::enable_shared_from_this<Core> {
   void on_events(std::vector<api::EngineEvent>& events);
   // Writes what a generation has gathered, and forgets it if that was all.
   void settle(const std::shared_ptr<Generation>& generation);
+  void give_back_soon();
   void abandon(Generation& generation, engine::CancelReason reason);
   void forget(Generation& generation);
   void check_probes();
@@ -95,7 +96,7 @@ class Core : public std::enable_shared_from_this<Core> {
   size_t freed_sequences_ = 0;  // of calls of many, since freed memory was given back
   bool draining_ = false;
   std::vector<Probe> probes_;
-  std::shared_ptr<net::EventLoop::Timer> probe_timer_;
+  std::shared_ptr<net::EventLoop::Timer> probe_timer_, give_back_timer_;
   std::unique_ptr<Intake> intake_;  // last: its jobs use the members above
 };
 
