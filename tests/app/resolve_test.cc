@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "app/nodes.h"
+#include "app/resolve_gpu.h"
 #include "app/server_flags.h"
 
 namespace tandem::app {
@@ -198,8 +199,9 @@ TEST(Resolve, TheCacheIsF32UnlessBf16IsAskedFor) {
 TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
   for (const char* flags :
        {"--dp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE", "--enable-single-batch-overlap",
-        "--kv-cache-dtype fp8_e4m3", "--device xpu", "--device cuda --disaggregation-mode decode",
-        "--device cuda --tp-size 2", "--device cuda --enable-two-batch-overlap", "--device cuda --eplb-spare-slots 4",
+        "--kv-cache-dtype fp8_e4m3", "--device xpu",
+        "--device cuda --nnodes 2 --tp-size 2 --dist-init-addr localhost:5000", "--device cuda --tp-size 2",
+        "--device cuda --enable-two-batch-overlap", "--device cuda --eplb-spare-slots 4",
         "--device cuda --expert-distribution-recorder-mode per_pass",
         "--device cuda --expert-distribution-recorder-mode per_token",
         "--device cuda --enable-expert-distribution-metrics"}) {
@@ -210,6 +212,27 @@ TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
   // The same flags with their default values change nothing and are not refused.
   ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " --tp 1 --init-expert-location trivial --nnodes 1");
   EXPECT_TRUE(outcome.config.refusals.empty()) << joined(outcome.config.refusals);
+}
+
+TEST(Resolve, CudaGraphsHaveSglangsSizesUpToTheLargestBatch) {
+  using Sizes = std::vector<int32_t>;
+  const auto recorded = [](const std::string& flags, int32_t max_running) {
+    const ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " --device cuda " + flags);
+    EXPECT_TRUE(outcome.faults.empty()) << flags << ": " << joined(outcome.faults);
+    return decode_recording(outcome.config, max_running);
+  };
+  EXPECT_EQ(recorded("", 30).batch_sizes, (Sizes{1, 2, 4, 8, 12, 16, 24, 30}));
+  EXPECT_EQ(recorded("--cuda-graph-max-bs 20", 64).batch_sizes, (Sizes{1, 2, 4, 8, 12, 16, 20}));
+  EXPECT_EQ(recorded("", 4096).batch_sizes.back(), 256);
+  EXPECT_EQ(recorded("--cuda-graph-bs 7 3 100", 64).batch_sizes, (Sizes{3, 7}));
+  EXPECT_FALSE(recorded("--disable-cuda-graph-padding", 8).fills_up);
+  EXPECT_TRUE(recorded("--disable-cuda-graph", 8).batch_sizes.empty());
+  EXPECT_TRUE(recorded("--disaggregation-mode prefill", 8).batch_sizes.empty());
+  const ResolveOutcome cpu = resolve_line("--model-path " + kTiny + " --cuda-graph-bs 4 --base-gpu-id 1");
+  EXPECT_TRUE(decode_recording(cpu.config, 8).batch_sizes.empty());
+  EXPECT_NE(joined(cpu.config.warnings).find("nothing to do in this build: --base-gpu-id --cuda-graph-bs"),
+            std::string::npos)
+      << joined(cpu.config.warnings);
 }
 
 TEST(Resolve, RecorderModesAndMetricsReachTheRecorder) {

@@ -1,5 +1,5 @@
-"""Peers that stand still, cut networks, full disks, no file descriptors, clients that do not read: what runs ends or goes
-on, blocks come back, and service resumes."""
+"""Peers that stand still, cut networks, full disks, no file descriptors, clients that do not read: what runs ends, or
+goes on; blocks come back, and service resumes."""
 
 import contextlib
 import http.client
@@ -117,11 +117,12 @@ class FrozenTest(Case):
                 os.kill(victim.child.pid, signal.SIGCONT)
             load.stop()
         print(
-            f"{victim.name}: red after {red:.1f} s, blocks back after {back:.1f} s, service {green:.1f} s after the thaw; "
+            f"{victim.name}: red after {red:.1f} s, blocks back after {back:.1f} s, "
+            f"service {green:.1f} s after the thaw; "
             f"{before:.0f} tokens/s before, {after:.0f} after; {load.errors}"
         )
         self.assertEqual(load.unclear, [])
-        self.assertGreater(after, 0.6 * before)  # of a noisy machine; docs/reliability.md has the figures of a quiet one
+        self.assertGreater(after, 0.6 * before)  # of a noisy machine
         self.wait_idle(30)
 
     def test_prefill_stands_still(self):

@@ -40,8 +40,8 @@ class Client:
             "stream": True,
         }
         body = json.dumps(body).encode()
-        head = f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        self.bytes = head.encode() + body
+        head = "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        self.bytes = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
         self.writer = None
 
     async def run(self, port):
@@ -108,7 +108,8 @@ class ThousandsTest(unittest.TestCase):
         tokens = sorted(client.tokens for client in clients)
         wait_until(self.idle, 5, "baseline after the last answer")
         print(
-            f"{CLIENTS} clients, {sum(tokens)} events in {took:.0f} s; resident {before:.0f} MiB before, {peak:.0f} at most "
+            f"{CLIENTS} clients, {sum(tokens)} events in {took:.0f} s; resident {before:.0f} MiB before, "
+            f"{peak:.0f} at most "
             f"({(peak - before) * 1024 / CLIENTS:.1f} KiB a client), {resident_mib(self.server):.0f} after"
         )
         self.assertEqual(tokens[0], tokens[-1])

@@ -73,7 +73,7 @@ TEST_F(RoguePeer, AnotherWireVersionIsRefusedAndNeverAnnounced) {
   std::string bytes = encode_link_frame(hello());
   bytes[5] = 9;
   worker->send(endpoint, bytes);
-  EXPECT_EQ(refusal(), "wire version 2 wanted, 9 came");
+  EXPECT_EQ(refusal(), "wire version 3 wanted, 9 came");
   EXPECT_TRUE(events.empty());
 }
 
