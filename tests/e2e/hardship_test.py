@@ -100,14 +100,14 @@ class FrozenTest(Case):
             os.kill(victim.child.pid, signal.SIGSTOP)
             frozen = time.monotonic()
             wait_until(
-                lambda: request(self.port, "GET", "/health", deadline_s=5).status != 200, NOTICED_S, "the router is red"
+                lambda: request(self.port, "GET", "/readiness").status != 200, NOTICED_S, "the router is red"
             )
             red = time.monotonic() - frozen
             wait_until(lambda: not survivor.state()["leased_blocks"], 30, f"{survivor.name} has its blocks back")
             back = time.monotonic() - frozen
             os.kill(victim.child.pid, signal.SIGCONT)
             thawed = time.monotonic()
-            wait_until(lambda: request(self.port, "GET", "/health").status == 200, RESUME_S, "the router is green")
+            wait_until(lambda: request(self.port, "GET", "/readiness").status == 200, RESUME_S, "the router is green")
             wait_until(lambda: answers(self.port), RESUME_S, "service again")
             green = time.monotonic() - thawed
             load.rate(3)  # the breaker closes, the batch fills

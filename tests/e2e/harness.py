@@ -236,6 +236,8 @@ class Pair:
             f"http://127.0.0.1:{self.decode_port}",
             "--health-check-interval-secs",
             1,
+            "--health-check-timeout-secs",
+            3,
             "--worker-startup-check-interval",
             1,
             "--cb-timeout-duration-secs",
