@@ -229,13 +229,18 @@ class SabotageTest(unittest.TestCase):
         self.assertIn("zero_output", found, out)
 
     def test_imbalanced_ranks(self):
-        fleet = self.deployment("--max-running-requests", 16, num_decode=2)
+        # A choice that looks at nothing: others would send fewer requests to the slow one.
+        random = ["--decode-policy", "random"]
+        fleet = self.deployment("--max-running-requests", 16, num_decode=2, router_flags=random)
 
         def sabotage():
+            if fleet.decode.state()["generated_tokens"] < 1000:
+                return  # not full yet
             # Its requests stay longer, so that those of the fast one become few.
             harness.request(fleet.decodes[1].port, "POST", "/slow_down", {"forward_sleep_time": 0.05})
 
-        found, out = self.run_with(fleet, sabotage, "--max-imbalance", "0.1")
+        lengths = ["--decode-output-len", "64", "--settle", "4"]
+        found, out = self.run_with(fleet, sabotage, "--max-imbalance", "0.1", "--decode-ranks", "4", *lengths)
         self.assertIn("rank_imbalance", found, out)
 
     def test_the_profiler_left_on(self):
