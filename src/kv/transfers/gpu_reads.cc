@@ -25,6 +25,11 @@ Result<std::unique_ptr<GpuReads>> GpuReads::create(std::span<std::byte> region, 
   return reads;
 }
 
+GpuReads::~GpuReads() {
+  const auto is_busy = [](const Launch& launch) { return launch.read.has_value(); };
+  if (std::ranges::any_of(launches_, is_busy)) stream_.synchronize();
+}
+
 void GpuReads::post(uint64_t read_id, PeerId peer, GpuSource source, std::span<const CopyRange> ranges) {
   Read& read = waiting_.emplace_back();
   read.id = read_id;

@@ -23,6 +23,8 @@ class GpuReads {
  public:
   // region: where reads land, on this GPU.
   static Result<std::unique_ptr<GpuReads>> create(std::span<std::byte> region, int32_t gpu);
+  // Waits for what is being copied: its pieces, the peer's memory and the region may go after it.
+  ~GpuReads();
 
   // Ranges are checked by the caller against both regions.
   void post(uint64_t read_id, PeerId peer, GpuSource source, std::span<const CopyRange> ranges);
