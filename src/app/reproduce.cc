@@ -48,6 +48,7 @@ constexpr Flag kFlags[] = {
     {"--prefill-input-len", kInt, "1024", nullptr, kWorks, "prompt of the prefill-bound half, tokens"},
     {"--prefill-output-len", kInt, "2", nullptr, kWorks, "output of the prefill-bound half, tokens"},
     {"--range-ratio", kFloat, "0.5", nullptr, kWorks, "shortest length as a share of the longest (decode-bound half)"},
+    {"--saturate-timeout", kFloat, "60", nullptr, kWorks, "seconds within which every decode rank must run so many"},
     {"--settle", kFloat, "5", nullptr, kWorks, "seconds that must be steady before a window"},
     {"--settle-timeout", kFloat, "30", nullptr, kWorks,
      "seconds after which an unsteady rate is measured all the same"},
@@ -163,6 +164,7 @@ class Reproduction {
 
   HalfPlan common_plan() const {
     HalfPlan plan;
+    plan.saturate_timeout = from_seconds(flags_.number("saturate_timeout"));
     plan.settle = from_seconds(flags_.number("settle"));
     plan.settle_timeout = from_seconds(flags_.number("settle_timeout"));
     plan.window = from_seconds(flags_.number("window"));

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <netinet/in.h>
 
-#include <algorithm>
 #include <utility>
 
 #include "base/log.h"
@@ -13,7 +12,9 @@ namespace tandem::transport {
 namespace {
 
 constexpr Duration kLookForSilence = std::chrono::milliseconds(250);
-constexpr Duration kLogInterval = std::chrono::seconds(1);  // a flood of strangers does not fill the log
+// A flood of strangers does not fill the log: each reason once in this time, and so many reasons at most.
+constexpr Duration kLogInterval = std::chrono::seconds(1);
+constexpr size_t kReasonsAtOnce = 16;
 
 std::string caller_of(ucp_conn_request_h request) {
   ucp_conn_request_attr_t attributes{};
@@ -75,8 +76,11 @@ void Worker::State::turn_away(Endpoint& endpoint, const std::string& reason) {
     arrived.emplace_back(EndpointFailed{endpoint.id, reason, true});
   } else {
     --num_strangers;
-    if (now >= next_log) log::warning("a connection from {} was refused: {}", endpoint.address, reason);
-    next_log = std::max(next_log, now + kLogInterval);
+    std::erase_if(said, [this](const auto& entry) { return entry.second <= now; });
+    if (!said.contains(reason) && said.size() < kReasonsAtOnce) {
+      log::warning("a connection from {} was refused: {}", endpoint.address, reason);
+      said.emplace(reason, now + kLogInterval);
+    }
   }
   endpoint.forgotten = true;
   endpoint.linger = kLinger;

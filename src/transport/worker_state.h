@@ -2,6 +2,8 @@
 #pragma once
 
 #include <deque>
+#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -83,7 +85,8 @@ struct Worker::State {
   bool dirty = false;                                 // some endpoint failed, closes or flushes
   TimePoint now{};                                    // of the last progress()
   size_t num_strangers = 0;                           // inbound and not greeted
-  TimePoint next_look{}, next_log{};
+  TimePoint next_look{};
+  std::map<std::string, TimePoint, std::less<>> said;  // refusals in the log, and until when each is not said again
 };
 
 }  // namespace tandem::transport

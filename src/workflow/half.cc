@@ -156,6 +156,17 @@ class HalfRun {
     return most;
   }
 
+  // Requests that wait for blocks on all ranks of a decode role, in the newest sample.
+  int32_t starved() const {
+    int32_t waiting = 0;
+    if (report_.samples.empty() || plan_.role != Role::kDecode) return 0;
+    for (const InstanceSample& instance : report_.samples.back().instances) {
+      if (instance.role != plan_.role) continue;
+      for (const RankSample& rank : instance.ranks) waiting += rank.prealloc;
+    }
+    return waiting;
+  }
+
   bool saturate() {
     return stage("saturate", [&]() -> Result<std::string> {
       const int32_t wanted = std::max(1, int32_t(plan_.limits.saturation * plan_.target_running));
@@ -168,8 +179,9 @@ class HalfRun {
         if (busy) return std::string("tokens flow");
       }
       RETURN_IF_ERROR(last_sample_);
-      return timed_out(fmt::format("a rank runs only {} of {} requests, the fullest KV pool is {:.0f} % in use",
-                                   least_running(), plan_.target_running, pool_use() * 100));
+      return timed_out(fmt::format(
+          "a rank runs only {} of {} requests, the fullest KV pool is {:.0f} % in use, {} requests wait for blocks",
+          least_running(), plan_.target_running, pool_use() * 100, starved()));
     });
   }
 

@@ -45,6 +45,7 @@ json::Object window_json(const WindowFigures& window) {
   out["step_ms"] = window.step_ms;
   out["variation"] = window.variation;
   out["running"] = list_json(window.running);
+  out["starved"] = list_json(window.starved);
   out["rank_tokens"] = list_json(window.rank_tokens);
   out["imbalance"] = window.imbalance;
   out["kv_pool_peak"] = window.pool_peak;

@@ -28,6 +28,7 @@ Result<RankSample> read_rank(Element state) {
   RankSample rank;
   RETURN_IF_ERROR(read_number(state, "running", rank.running));
   RETURN_IF_ERROR(read_number(state, "queued", rank.queued));
+  RETURN_IF_ERROR(read_number(state, "prealloc", rank.prealloc));
   RETURN_IF_ERROR(read_number(state, "used_tokens", rank.used_tokens));
   RETURN_IF_ERROR(read_number(state, "total_tokens", rank.total_tokens));
   RETURN_IF_ERROR(read_number(state, "generated_tokens", rank.generated_tokens));
@@ -134,11 +135,14 @@ Status check_same(std::span<const Sample> samples, Role role) {
 // Fills what is summed over samples.
 void add_levels(std::span<const Sample> samples, WindowFigures& figures) {
   figures.running.assign(size_t(figures.num_ranks), 0);
+  figures.starved.assign(size_t(figures.num_ranks), 0);
   for (const Sample& sample : samples) {
     size_t at = 0;
     for (const InstanceSample* instance : of_role(sample, figures.role)) {
       for (const RankSample& rank : instance->ranks) {
-        figures.running[at++] += double(rank.running) / double(samples.size());
+        figures.running[at] += double(rank.running) / double(samples.size());
+        if (figures.role == Role::kDecode) figures.starved[at] += double(rank.prealloc) / double(samples.size());
+        ++at;
         if (rank.total_tokens <= 0) continue;
         figures.pool_peak = std::max(figures.pool_peak, double(rank.used_tokens) / double(rank.total_tokens));
       }

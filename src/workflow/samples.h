@@ -18,6 +18,7 @@ const char* role_name(Role role);
 // One data-parallel rank. Counters grow from the start of its process.
 struct RankSample {
   int32_t running = 0, queued = 0;  // requests
+  int32_t prealloc = 0;             // of the queued; decode: those that wait for blocks of the KV pool
   int64_t used_tokens = 0, total_tokens = 0;
   uint64_t generated_tokens = 0;  // counter: output tokens given out by this rank
   uint64_t prompt_tokens = 0;     // counter: tokens that went through a prefill step here
@@ -53,6 +54,7 @@ struct WindowFigures {
   double step_ms = 0;    // mean over instances of window / steps
   double variation = 0;  // standard deviation over mean of the rate in up to ten equal parts, eight steps each at least
   std::vector<double> running;      // [num_ranks] mean of the samples
+  std::vector<double> starved;      // [num_ranks] of decode: mean of the requests that waited for blocks
   std::vector<double> rank_tokens;  // [num_ranks] in the window
   double imbalance = 0;             // of running (prefill: of rank_tokens): largest / mean - 1
   double pool_peak = 0;             // largest used / total of any rank and sample

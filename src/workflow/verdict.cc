@@ -63,9 +63,15 @@ void judge_window(const WindowFigures& window, const Limits& limits, std::vector
 
 void judge_saturation(const Evidence& evidence, const Limits& limits, std::vector<Reason>& reasons) {
   if (evidence.target_running == 0 || evidence.window.running.empty()) return;
-  const double least = *std::min_element(evidence.window.running.begin(), evidence.window.running.end());
-  const double wanted = limits.saturation * evidence.target_running;
+  const auto at = std::min_element(evidence.window.running.begin(), evidence.window.running.end());
+  const double least = *at, wanted = limits.saturation * evidence.target_running;
   if (least >= wanted) return;
+  const double starved = evidence.window.starved[size_t(at - evidence.window.running.begin())];
+  if (starved >= limits.starved) {
+    reasons.push_back({"kv_pool_exhausted", fmt::format("a rank ran {:.1f} requests while {:.1f} waited for blocks of "
+                                                        "its KV pool",
+                                                        least, starved)});
+  }
   reasons.push_back({"not_saturated", fmt::format("a rank ran {:.1f} requests on average, wanted {:.1f} of {}", least,
                                                   wanted, evidence.target_running)});
 }

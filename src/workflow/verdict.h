@@ -29,6 +29,7 @@ struct Limits {
   double disagreement = 0.02;       // of the two ways to compute tokens/s/GPU
   double imbalance = 0.10;          // of ranks
   double pool_peak = 0.98;          // share of the KV pool in use
+  double starved = 0.5;             // requests that wait for blocks at a rank that is not full, on average
   double saturation = 0.90;         // running requests as a share of the target, per rank
   double trace_disagreement = 0.2;  // step time of the trace against the window's
 };

@@ -1,11 +1,13 @@
 """tandem reproduce: both halves on the embedded model, and each sabotage named by its reason."""
 
 import json
+import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 import unittest
 
 import browser
@@ -15,6 +17,7 @@ import harness
 QUICK = ["--window", "5", "--settle", "1", "--settle-timeout", "4", "--record", "2", "--profile-steps", "10"]
 QUICK += ["--decode-output-len", "256"]
 TOLERANT = ["--max-variation", "9", "--max-imbalance", "9"]
+STAGE_BEGINS = re.compile(r"^  (\w[\w ]*?) +\d+ s left \.\.\.", re.MULTILINE)
 
 
 class Fleet:
@@ -48,24 +51,38 @@ class Fleet:
             server.close()
 
 
-def reproduce(*flags, deadline_s=240):
-    """Returns exit status, report and output."""
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
+def reproduce(*flags, deadline_s=240, meanwhile=None):
+    """Returns exit status, report and output. meanwhile(stage): called every 0.2 s with the stage that is under way."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as printed:
+        child = subprocess.Popen(
             [harness.binary(), "reproduce", "--output", folder, *map(str, flags)],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=printed,
             stderr=subprocess.STDOUT,
-            timeout=deadline_s,
-            text=True,
         )
+
+        def output():
+            return os.pread(printed.fileno(), 1 << 20, 0).decode()
+
+        try:
+            end = time.monotonic() + deadline_s
+            while child.poll() is None:
+                if time.monotonic() > end:
+                    raise AssertionError(f"it did not end within {deadline_s} s:\n{output()}")
+                stages = STAGE_BEGINS.findall(output())
+                if meanwhile and stages:
+                    meanwhile(stages[-1])
+                time.sleep(0.2)
+        finally:
+            child.kill()
+            child.wait()
         path = pathlib.Path(folder, "report.json")
         if not path.exists():
-            raise AssertionError(f"no report; status {done.returncode}\n{done.stdout}")
+            raise AssertionError(f"no report; status {child.returncode}\n{output()}")
         report = json.loads(path.read_text())
         report["html"] = pathlib.Path(folder, "report.html").read_text()
         report["files"] = sorted(entry.name for entry in pathlib.Path(folder).iterdir())
-        return done.returncode, report, done.stdout
+        return child.returncode, report, output()
 
 
 def codes(report):
@@ -161,46 +178,35 @@ class SabotageTest(unittest.TestCase):
         self.addCleanup(fleet.close)
         return fleet
 
-    def run_with(self, fleet, sabotage=None, *flags):
-        """sabotage: called again and again from the start of the load until the end."""
-        done = threading.Event()
-
-        def worker():
-            while sabotage and not done.wait(0.5):
-                sabotage()
-
-        thread = threading.Thread(target=worker)
-        thread.start()
-        try:
-            status, report, out = reproduce("--router", f"http://127.0.0.1:{fleet.router.port}", *self.FLAGS, *flags)
-        finally:
-            done.set()
-            thread.join()
+    def run_with(self, fleet, *flags, meanwhile=None):
+        status, report, out = reproduce(
+            "--router", f"http://127.0.0.1:{fleet.router.port}", *self.FLAGS, *flags, meanwhile=meanwhile
+        )
         self.assertEqual(report["verdict"], "invalid", out)
         self.assertEqual(status, 1)
         return codes(report), out
 
+    def slow_down(self, server, sleep_s):
+        answer = harness.request(server.port, "POST", "/slow_down", {"forward_sleep_time": sleep_s})
+        self.assertEqual(answer.status, 200, answer.body)
+
     def test_a_killed_transfer(self):
         # Without a second try, or no client would hear of it.
         fleet = self.deployment("--max-running-requests", 16, num_prefill=2, router_flags=["--disable-retries"])
-        calls = []
 
-        def sabotage():
-            if not calls and not fleet.decode.state()["generated_tokens"]:
-                return
-            calls.append(1)
-            if len(calls) == 16:
+        def sabotage(stage):
+            if stage == "measure":
                 fleet.prefills[0].kill()
 
-        # Long prompts: there is always one on its way. Killed 8 s after the first token, when the window is open.
-        lengths = ["--decode-input-len", "2000", "--decode-output-len", "64"]
-        found, out = self.run_with(fleet, sabotage, *lengths, "--window", "14")
+        # Prompts so long that there is always one on its way, and a batch that they can fill all the same.
+        flags = ["--decode-input-len", "1000", "--decode-output-len", "512", "--running-per-rank", "4"]
+        found, out = self.run_with(fleet, *flags, meanwhile=sabotage)
         self.assertTrue(found & {"failed_transfers", "failed_requests"}, out)
 
     def test_a_tiny_kv_pool(self):
         fleet = self.deployment("--max-running-requests", 16, "--max-total-tokens", 1024)
-        found, out = self.run_with(fleet)
-        # With so few blocks the batch cannot even be filled; the line says how full the pool is.
+        found, out = self.run_with(fleet, "--saturate-timeout", "10")
+        # With so few blocks the batch may not even be filled; that stage's line says how full the pool is.
         self.assertTrue(found & {"retractions", "kv_pool_exhausted", "stage_failed"}, out)
         self.assertIn("KV pool", out)
 
@@ -208,24 +214,27 @@ class SabotageTest(unittest.TestCase):
         fleet = self.deployment("--max-running-requests", 16)
         calls = []
 
-        def sabotage():
+        def sabotage(_stage):
             calls.append(1)
-            pause = 0.2 if len(calls) % 6 < 3 else None
-            harness.request(fleet.decode.port, "POST", "/slow_down", {"forward_sleep_time": pause})
+            if len(calls) % 8 == 0:
+                self.slow_down(fleet.decode, 0.2 if len(calls) % 16 else None)
 
-        found, out = self.run_with(fleet, sabotage, "--max-variation", "0.1")
+        found, out = self.run_with(fleet, "--max-variation", "0.1", meanwhile=sabotage)
         self.assertIn("unsteady", found, out)
 
     def test_zero_output(self):
         fleet = self.deployment("--max-running-requests", 16)
-        calls = []
+        slept = []
 
-        def sabotage():
-            calls.append(1)
-            if len(calls) == 8:
-                harness.request(fleet.decode.port, "POST", "/slow_down", {"forward_sleep_time": 100})
+        def sabotage(stage):
+            if stage == "settle" and not slept:
+                slept.append(stage)
+                self.slow_down(fleet.decode, 100)
+            elif stage == "drain" and len(slept) == 1:
+                slept.append(stage)
+                self.slow_down(fleet.decode, None)
 
-        found, out = self.run_with(fleet, sabotage, "--settle", "8")
+        found, out = self.run_with(fleet, meanwhile=sabotage)
         self.assertIn("zero_output", found, out)
 
     def test_imbalanced_ranks(self):
@@ -233,14 +242,14 @@ class SabotageTest(unittest.TestCase):
         random = ["--decode-policy", "random"]
         fleet = self.deployment("--max-running-requests", 16, num_decode=2, router_flags=random)
 
-        def sabotage():
-            if fleet.decode.state()["generated_tokens"] < 1000:
-                return  # not full yet
+        def sabotage(stage):
             # Its requests stay longer, so that those of the fast one become few.
-            harness.request(fleet.decodes[1].port, "POST", "/slow_down", {"forward_sleep_time": 0.05})
+            if stage == "settle":
+                self.slow_down(fleet.decodes[1], 0.05)
 
         lengths = ["--decode-output-len", "64", "--settle", "4"]
-        found, out = self.run_with(fleet, sabotage, "--max-imbalance", "0.1", "--decode-ranks", "4", *lengths)
+        flags = ["--max-imbalance", "0.1", "--decode-ranks", "4", *lengths]
+        found, out = self.run_with(fleet, *flags, meanwhile=sabotage)
         self.assertIn("rank_imbalance", found, out)
 
     def test_the_profiler_left_on(self):

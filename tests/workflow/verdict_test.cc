@@ -63,6 +63,14 @@ TEST(Verdict, EachFaultOfTheWindowIsNamed) {
   }
 }
 
+TEST(Verdict, ARankThatIsNotFullBecauseRequestsWaitForBlocksSaysSo) {
+  Evidence evidence = good();
+  evidence.window.starved = {3, 0};  // the first is full all the same
+  EXPECT_THAT(codes(evidence), IsEmpty());
+  evidence.window.running[0] = 4;
+  EXPECT_THAT(codes(evidence), ElementsAre("kv_pool_exhausted", "not_saturated"));
+}
+
 TEST(Verdict, ATraceThatShowsOtherStepsIsAReason) {
   Evidence evidence = good();
   evidence.trace->step_ms = 13;

@@ -31,6 +31,7 @@ json::Object state_of(const ServerConfig& config, const engine::EngineSnapshot& 
   state["memory_usage"] = std::move(memory);
   state["running"] = snapshot.running;
   state["queued"] = snapshot.queued;
+  state["prealloc"] = snapshot.prealloc;
   state["free_blocks"] = snapshot.free_blocks;
   state["leased_blocks"] = snapshot.leased_blocks;
   state["cached_blocks"] = snapshot.cached_blocks;
