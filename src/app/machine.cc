@@ -1,6 +1,7 @@
 #include "app/machine.h"
 
 #include <sched.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <fstream>
@@ -25,6 +26,16 @@ int64_t available_memory_bytes() {
   std::ifstream limit_file("/sys/fs/cgroup/memory.max"), used_file("/sys/fs/cgroup/memory.current");
   if (limit_file >> limit && used_file >> used) bytes = std::min(bytes, std::max<int64_t>(0, limit - used));
   return bytes;
+}
+
+void raise_open_files_limit() {
+  constexpr rlim_t kEnough = 1 << 20;
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  const rlim_t wanted = std::min(limit.rlim_max, kEnough);
+  if (limit.rlim_cur >= wanted) return;
+  limit.rlim_cur = wanted;
+  setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 }  // namespace tandem::app

@@ -1,7 +1,6 @@
 #include "loadgen/bench_serving.h"
 
 #include <fmt/format.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -19,16 +18,6 @@ namespace tandem::loadgen {
 namespace {
 
 constexpr int32_t kWarmupTokens = 32;
-
-// Each request under way is a socket; the usual soft limit of 1,024 is too low for a load client.
-void raise_file_limit() {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  const rlim_t wanted = std::min<rlim_t>(limit.rlim_max, 65535);
-  if (limit.rlim_cur >= wanted) return;
-  limit.rlim_cur = wanted;
-  setrlimit(RLIMIT_NOFILE, &limit);
-}
 
 // One benchmark: the steps of run_bench_serving in their order.
 class Bench {
@@ -215,7 +204,6 @@ class Bench {
 Result<Report> run_bench_serving(const BenchConfig& config, const BenchParts& parts) {
   CHECK(parts.clock);
   RETURN_IF_ERROR(config.validate());
-  raise_file_limit();
   ASSIGN_OR_RETURN(Target target, Target::create(config.origin(), config.authorization));
   return Bench(config, parts, std::move(target)).run();
 }

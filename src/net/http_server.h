@@ -67,7 +67,7 @@ struct HttpServerOptions {
   size_t max_body_bytes = size_t(1) << 30;
   size_t max_header_bytes = 64 << 10;
   size_t max_stream_backlog = 64 << 20;
-  size_t max_connections = 10000;
+  size_t max_connections = 65536;
   Duration header_timeout = std::chrono::seconds(10);     // slow-loris: the whole header must arrive in this time
   Duration body_idle_timeout = std::chrono::seconds(30);  // between two pieces of a body
   // A body must come faster than this on average, beyond what body_idle_timeout forgives: also a slow-loris.

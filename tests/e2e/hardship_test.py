@@ -183,14 +183,12 @@ class DescriptorsTest(unittest.TestCase):
     def test_without_file_descriptors_a_server_waits_and_serves_again(self):
         port = harness.free_port()
         flags = ["--disaggregation-mode", "null", *harness.SERVER_FLAGS]
-        old = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (96, old[1]))
-        try:
-            server = harness.Server("few", "launch_server", port, *flags)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, old)
+        server = harness.Server("few", "launch_server", port, *flags)
         try:
             server.wait_ready()
+            pid = server.child.pid
+            few = len(os.listdir(f"/proc/{pid}/fd")) + 32
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (few, few))
             held = []
             for _ in range(200):
                 connection = socket.socket()

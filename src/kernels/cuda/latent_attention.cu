@@ -1,9 +1,14 @@
 // A block attends for 64 query rows (heads of a few tokens of one sequence) over keys in blocks of 64. Keys and values
 // are the same bytes: a key block lies in shared memory once, as chunks of 64 columns, and is read as K^T and as V.
-//   producer warp      copies key blocks into two stages
-//   two warpgroups     each scores half of the keys (32) for all rows, and sums half of the value columns
-// They meet twice a block: for the rows' maxima, and for the probabilities that both need. With 64 rows of 512 sums two
-// warpgroups' registers are full, which is why the columns are split and not the rows.
+//   producer warp        copies key blocks, the even ones into one place, the odd ones into the other
+//   warpgroups 0 and 1   score the even and the odd blocks, and sum the first and the second half of the value columns
+// over all blocks in their order. With 64 rows of 512 sums two warpgroups' registers are full, which is why the columns
+// are split and not the rows. A pair of blocks goes back and forth, so that one multiplies while the other one works
+// out probabilities; `p0`, `p1` are the probabilities of the pair's blocks, `m0`, `m1` the rows' maxima after each:
+//   0: score even | m0, p0        | p0 x V |            wait for p1 | p1 x V
+//   1:            | score odd | wait for p0 | p0 x V, meanwhile m1, p1 | p1 x V
+// p lies over the keys' rotated part, which nobody needs once the block is scored. Half a block's columns go back to
+// the producer as soon as their last reader is done.
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/latent_attention.h"
 #include "kernels/cuda/launch.cuh"
@@ -12,18 +17,18 @@
 namespace tandem::kernels::cuda {
 namespace {
 
-constexpr int kRows = 64, kKeys = 64, kStages = 2, kThreads = 384, kHalf = kKeys / 2;
+constexpr int kRows = 64, kKeys = 64, kStages = 2, kThreads = 384;
 constexpr int kChunkBytes = 64 * 128;  // 64 rows of 64 bf16
 constexpr float kLog2e = 1.4426950408889634f;
 
 template <int kLora>
 struct alignas(1024) Shared {
-  static constexpr int kChunks = kLora / 64 + 1;  // the last holds the rotated part
+  static constexpr int kChunks = kLora / 64 + 1;  // the last holds the rotated part, then the probabilities
+  static constexpr int kFirst = kLora / 128;  // chunks of warpgroup 0's value columns; the others are the second half
   std::byte q[kChunks][kChunkBytes];
   std::byte keys[kStages][kChunks][kChunkBytes];
-  std::byte p[kChunkBytes];
-  float top[2][kRows];  // of each warpgroup's half of the keys
-  uint64_t q_full, full[kStages], empty[kStages];
+  float top[kStages][kRows];                             // m0, m1
+  uint64_t q_full, full[kStages][2], empty[kStages][2];  // of each half of a block's chunks
 };
 
 struct Args {
@@ -77,55 +82,70 @@ __device__ void produce(Shared<kLora>& s, const CUtensorMap* q_map, const CUtens
   const int box = min(a.block_tokens, kKeys);
   const int last_limit = work.first_limit + (work.end_row - 1 - work.sequence_row) / a.heads;
   const int last_block = (last_limit - 1) / a.block_tokens;
+  // The cache's row of a key. Keys beyond the table's end are masked later; any row that exists will do.
+  const auto row_of = [&](int key) {
+    return work.block_table[min(key / a.block_tokens, last_block)] * a.block_tokens + key % a.block_tokens;
+  };
   for (int b = 0; b < work.num_blocks; ++b) {
     const int stage = b % kStages, round = b / kStages;
-    if (round > 0) barrier_wait(&s.empty[stage], (round - 1) & 1);
-    barrier_expect(&s.full[stage], S::kChunks * kChunkBytes);
-    for (int at = 0; at < kKeys; at += box) {
-      const int key = b * kKeys + at;
-      // Keys beyond the table's end are masked later; any row that exists will do.
-      const int block = work.block_table[min(key / a.block_tokens, last_block)];
-      const int row = block * a.block_tokens + key % a.block_tokens;
-      for (int c = 0; c < S::kChunks; ++c) {
-        tma_load_3d(s.keys[stage][c] + at * 128, key_map, &s.full[stage], c * 64, row, 0);
+    for (int half = 0; half < 2; ++half) {
+      const int begin = half == 0 ? 0 : S::kFirst, end = half == 0 ? S::kFirst : S::kChunks;
+      if (round > 0) barrier_wait(&s.empty[stage][half], (round - 1) & 1);
+      barrier_expect(&s.full[stage][half], (end - begin) * kChunkBytes);
+      for (int at = 0; at < kKeys; at += box) {
+        const int row = row_of(b * kKeys + at);
+        for (int c = begin; c < end; ++c) {
+          tma_load_3d(s.keys[stage][c] + at * 128, key_map, &s.full[stage][half], c * 64, row, 0);
+        }
       }
     }
   }
 }
 
-// Scores of this warpgroup's 32 keys.
-template <int kLora>
-__device__ void score(Shared<kLora>& s, int stage, int group, float (&d)[16]) {
-  wgmma_fence();
+template <int kLora, int kBegin, int kEnd>
+__device__ void score_chunks(Shared<kLora>& s, int stage, float (&d)[32]) {
 #pragma unroll
-  for (int c = 0; c < Shared<kLora>::kChunks; ++c) {
+  for (int c = kBegin; c < kEnd; ++c) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      wgmma_bf16_n32(d, tile_descriptor(s.q[c] + i * 32),
-                     tile_descriptor(s.keys[stage][c] + group * kHalf * 128 + i * 32), c + i > 0);
+      wgmma_bf16_n64<false>(d, tile_descriptor(s.q[c] + i * 32), tile_descriptor(s.keys[stage][c] + i * 32), c + i > 0);
     }
   }
+}
+
+// Scores of a block's keys, once its halves are there.
+template <int kLora>
+__device__ void score(Shared<kLora>& s, int stage, int round, float (&d)[32]) {
+  using S = Shared<kLora>;
+  barrier_wait(&s.full[stage][0], round & 1);
+  wgmma_fence();
+  score_chunks<kLora, 0, S::kFirst>(s, stage, d);
+  barrier_wait(&s.full[stage][1], round & 1);
+  wgmma_fence();
+  score_chunks<kLora, S::kFirst, S::kChunks>(s, stage, d);
   wgmma_commit();
   wgmma_wait<0>();
   pin_registers(d);
 }
 
+// Begins sums += p x V over a group's columns; done with wgmma_wait and pin_registers.
 template <int kLora, int kCount>
-__device__ void add_values(Shared<kLora>& s, int stage, int group, float (&d)[kCount]) {
+__device__ void begin_values(Shared<kLora>& s, int stage, int group, float (&d)[kCount]) {
+  using S = Shared<kLora>;
+  const std::byte* p = s.keys[stage][S::kChunks - 1];
+  const std::byte* values = s.keys[stage][group * S::kFirst];
+  pin_registers(d);
   wgmma_fence();
-  const std::byte* values = s.keys[stage][group * kLora / 128];
 #pragma unroll
   for (int i = 0; i < kKeys / 16; ++i) {
-    const uint64_t a = tile_descriptor(s.p + i * 32), b = chunked_descriptor(values + i * 16 * 128, kChunkBytes);
+    const uint64_t a = tile_descriptor(p + i * 32), b = chunked_descriptor(values + i * 16 * 128, kChunkBytes);
     if constexpr (kLora == 512) {
       wgmma_bf16_n256_kn(d, a, b, 1);
     } else {
-      wgmma_bf16_n64_kn(d, a, b, 1);
+      wgmma_bf16_n64<true>(d, a, b, 1);
     }
   }
   wgmma_commit();
-  wgmma_wait<0>();
-  pin_registers(d);
 }
 
 // A pair of probabilities into p, swizzled as the copy engine would have written it.
@@ -143,69 +163,169 @@ __device__ float quad_sum(float v) {
   return v + __shfl_xor_sync(0xffffffffu, v, 2);
 }
 
+// The same in all threads of a warp, which the compiler is told so.
+__device__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
+// What a thread keeps of its two rows.
+template <int kCount>
+struct Rows {
+  int at[2];     // in the tile
+  int limit[2];  // keys that each sees
+  float top[2] = {-INFINITY, -INFINITY}, total[2] = {};
+  float sums[kCount] = {};
+
+  // The maxima are now `next`: what was summed with the ones before shrinks, `sums` by the caller.
+  __device__ void move_top(const float (&next)[2], float (&shrink)[2]) {
+    for (int r = 0; r < 2; ++r) {
+      shrink[r] = exp2f(top[r] - next[r]);
+      total[r] *= shrink[r];
+      top[r] = next[r];
+    }
+  }
+  // Maxima settle after a few blocks; then there is nothing to rescale.
+  __device__ void shrink_sums(const float (&shrink)[2]) {
+    if (!__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) return;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) sums[i] *= shrink[i / 2 % 2];
+  }
+};
+
+// Scales and masks the scores of keys first_key ..; returns each row's largest.
+template <int kCount>
+__device__ void mask(const Rows<kCount>& rows, float scale, int first_key, float (&d)[32], float (&best)[2]) {
+  best[0] = best[1] = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    const int r = i / 2 % 2, key = first_key + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
+    d[i] = key < rows.limit[r] ? d[i] * scale : -INFINITY;
+    best[r] = fmaxf(best[r], d[i]);
+  }
+  for (int r = 0; r < 2; ++r) best[r] = quad_max(best[r]);
+}
+
+// Scores become probabilities in p, as seen by wgmma of any warp that meets this one later.
+template <int kCount>
+__device__ void put_probabilities(Rows<kCount>& rows, std::byte* p, const float (&d)[32]) {
+#pragma unroll
+  for (int i = 0; i < 32; i += 2) {
+    const int r = i / 2 % 2;
+    const float first = exp2f(d[i] - rows.top[r]), second = exp2f(d[i + 1] - rows.top[r]);
+    rows.total[r] += first + second;
+    put_pair(p, rows.at[r], i / 4 * 8 + threadIdx.x % 4 * 2, first, second);
+  }
+  fence_async_shared();
+}
+
+template <int kCount>
+__device__ void put_tops(const Rows<kCount>& rows, float* top) {
+  if (threadIdx.x % 4 != 0) return;
+  for (int r = 0; r < 2; ++r) top[rows.at[r]] = rows.top[r];
+}
+
+// Named barriers: a pair's p0 and m0 are there, its p1 and m1, and one for each warpgroup's own threads.
+constexpr int kFirstDone = 1, kSecondDone = 2, kOwn = 3;
+
+// Adds p x V of a stage and gives back what this group was the last to read.
+template <int kLora, int kCount>
+__device__ void end_values(Shared<kLora>& s, int stage, int group, Rows<kCount>& rows) {
+  wgmma_wait<0>();
+  pin_registers(rows.sums);
+  if (threadIdx.x % 32 != 0) return;
+  if (group == 0) barrier_arrive(&s.empty[stage][0]);
+  barrier_arrive(&s.empty[stage][1]);
+}
+
+// The even block of a pair in the group that scores it.
+template <int kLora, int kCount>
+__device__ void take_even(Shared<kLora>& s, const Args& a, int pair, Rows<kCount>& rows) {
+  float d[32], next[2], shrink[2];
+  score<kLora>(s, 0, pair, d);
+  mask(rows, a.scale, pair * 2 * kKeys, d, next);
+  for (int r = 0; r < 2; ++r) next[r] = fmaxf(rows.top[r], next[r]);
+  rows.move_top(next, shrink);
+  rows.shrink_sums(shrink);
+  put_tops(rows, s.top[0]);
+  put_probabilities(rows, s.keys[0][Shared<kLora>::kChunks - 1], d);
+  named_arrive(kFirstDone, 256);
+  named_barrier(kOwn, 128);
+  begin_values<kLora>(s, 0, 0, rows.sums);
+  end_values<kLora>(s, 0, 0, rows);
+}
+
+// What the other group did with a block: its maxima are this group's, and begins to add p x V.
+template <int kLora, int kCount>
+__device__ void follow(Shared<kLora>& s, int stage, int pair, int group, Rows<kCount>& rows) {
+  named_barrier(stage == 0 ? kFirstDone : kSecondDone, 256);
+  const float next[2] = {s.top[stage][rows.at[0]], s.top[stage][rows.at[1]]};
+  float shrink[2];
+  rows.move_top(next, shrink);
+  rows.shrink_sums(shrink);
+  barrier_wait(&s.full[stage][group], pair & 1);  // long over; so that this group, too, has seen the copies end
+  begin_values<kLora>(s, stage, group, rows.sums);
+}
+
+template <int kLora, int kCount>
+__device__ void consume_even(Shared<kLora>& s, const Args& a, int num_blocks, Rows<kCount>& rows) {
+  for (int pair = 0; pair < num_blocks / 2; ++pair) {
+    take_even<kLora>(s, a, pair, rows);
+    follow<kLora>(s, 1, pair, 0, rows);
+    end_values<kLora>(s, 1, 0, rows);
+  }
+  if (num_blocks % 2 != 0) take_even<kLora>(s, a, num_blocks / 2, rows);
+}
+
+template <int kLora, int kCount>
+__device__ void consume_odd(Shared<kLora>& s, const Args& a, int num_blocks, Rows<kCount>& rows) {
+  for (int pair = 0; pair < num_blocks / 2; ++pair) {
+    float d[32], next[2], shrink[2];
+    score<kLora>(s, 1, pair, d);
+    mask(rows, a.scale, (pair * 2 + 1) * kKeys, d, next);
+    follow<kLora>(s, 0, pair, 1, rows);
+    for (int r = 0; r < 2; ++r) next[r] = fmaxf(rows.top[r], next[r]);
+    rows.move_top(next, shrink);
+    put_tops(rows, s.top[1]);
+    put_probabilities(rows, s.keys[1][Shared<kLora>::kChunks - 1], d);
+    named_arrive(kSecondDone, 256);
+    named_barrier(kOwn + 1, 128);
+    end_values<kLora>(s, 0, 1, rows);
+    rows.shrink_sums(shrink);  // not before: they were being added to
+    begin_values<kLora>(s, 1, 1, rows.sums);
+    end_values<kLora>(s, 1, 1, rows);
+  }
+  if (num_blocks % 2 == 0) return;
+  follow<kLora>(s, 0, num_blocks / 2, 1, rows);
+  end_values<kLora>(s, 0, 1, rows);
+}
+
 template <int kLora>
 __device__ void consume(Shared<kLora>& s, const Args& a, const Work& work) {
   constexpr int kCount = kLora / 4;  // sums of a thread: 64 rows by half of the columns over 128 threads
-  const int group = threadIdx.x / 128, lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
-  const int rows[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
-  int limit[2];
-  for (int r = 0; r < 2; ++r) limit[r] = work.first_limit + (work.row + rows[r] - work.sequence_row) / a.heads;
-  float sums[kCount] = {}, top[2] = {-INFINITY, -INFINITY}, total[2] = {};
+  const int group = uniform(threadIdx.x / 128), lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
+  Rows<kCount> rows{.at = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8}};
+  for (int r = 0; r < 2; ++r) {
+    rows.limit[r] = work.first_limit + (work.row + rows.at[r] - work.sequence_row) / a.heads;
+  }
   barrier_wait(&s.q_full, 0);
-  for (int b = 0; b < work.num_blocks; ++b) {
-    const int stage = b % kStages;
-    barrier_wait(&s.full[stage], b / kStages & 1);
-    float d[16], best[2] = {-INFINITY, -INFINITY};
-    score<kLora>(s, stage, group, d);
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const int r = i / 2 % 2, key = b * kKeys + group * kHalf + i / 4 * 8 + lane % 4 * 2 + i % 2;
-      d[i] = key < limit[r] ? d[i] * a.scale : -INFINITY;
-      best[r] = fmaxf(best[r], d[i]);
-    }
-    for (int r = 0; r < 2; ++r) {
-      best[r] = quad_max(best[r]);
-      if (lane % 4 == 0) s.top[group][rows[r]] = best[r];
-    }
-    named_barrier(1, 256);  // maxima are there, and p of the block before has been read by both
-    float shrink[2];
-    for (int r = 0; r < 2; ++r) {
-      const float next = fmaxf(top[r], fmaxf(s.top[0][rows[r]], s.top[1][rows[r]]));
-      shrink[r] = exp2f(top[r] - next);
-      total[r] *= shrink[r];
-      top[r] = next;
-    }
-#pragma unroll
-    for (int i = 0; i < 16; i += 2) {
-      const int r = i / 2 % 2;
-      const float first = exp2f(d[i] - top[r]), second = exp2f(d[i + 1] - top[r]);
-      total[r] += first + second;
-      put_pair(s.p, rows[r], group * kHalf + i / 4 * 8 + lane % 4 * 2, first, second);
-    }
-    fence_async_shared();
-    // Maxima settle after a few blocks; then there is nothing to rescale.
-    if (__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) sums[i] *= shrink[i / 2 % 2];
-    }
-    named_barrier(2, 256);  // p is whole; maxima may be written again
-    add_values<kLora>(s, stage, group, sums);
-    if (lane == 0) barrier_arrive(&s.empty[stage]);
+  if (group == 0) {
+    consume_even<kLora>(s, a, uniform(work.num_blocks), rows);
+  } else {
+    consume_odd<kLora>(s, a, uniform(work.num_blocks), rows);
   }
-  for (int r = 0; r < 2; ++r) {
-    total[r] = quad_sum(total[r]);
-    if (lane % 4 == 0) s.top[group][rows[r]] = total[r];
+  for (int r = 0; r < 2; ++r) rows.total[r] = quad_sum(rows.total[r]);
+  named_barrier(kFirstDone, 256);  // the maxima have been read
+  if (lane % 4 == 0) {
+    for (int r = 0; r < 2; ++r) s.top[group][rows.at[r]] = rows.total[r];
   }
-  named_barrier(1, 256);
+  named_barrier(kSecondDone, 256);
   for (int r = 0; r < 2; ++r) {
-    const int row = work.row + rows[r];
+    const int row = work.row + rows.at[r];
     if (row >= work.end_row) continue;
-    const float inverse = 1.0f / (s.top[0][rows[r]] + s.top[1][rows[r]]);
+    const float inverse = 1.0f / (s.top[0][rows.at[r]] + s.top[1][rows.at[r]]);
     __nv_bfloat16* out = a.out + int64_t(row) * kLora + group * (kLora / 2) + lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < kCount / 4; ++j) {
       *reinterpret_cast<__nv_bfloat162*>(out + j * 8) =
-          __floats2bfloat162_rn(sums[4 * j + 2 * r] * inverse, sums[4 * j + 2 * r + 1] * inverse);
+          __floats2bfloat162_rn(rows.sums[4 * j + 2 * r] * inverse, rows.sums[4 * j + 2 * r + 1] * inverse);
     }
   }
 }
@@ -221,8 +341,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     barrier_init(&s.q_full, 1);
     for (int i = 0; i < kStages; ++i) {
-      barrier_init(&s.full[i], 1);
-      barrier_init(&s.empty[i], 8);
+      for (int half = 0; half < 2; ++half) {
+        barrier_init(&s.full[i][half], 1);
+        barrier_init(&s.empty[i][half], half == 0 ? 4 : 8);  // warps that read it last
+      }
     }
     fence_barrier_init();
   }
