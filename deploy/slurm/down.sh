@@ -3,7 +3,7 @@
 cd "$(dirname "$0")" && source ./lib.sh
 for name in router decode prefill; do
   # A step that has just ended by itself cannot be signalled any more.
-  while read -r step _; do scancel --quiet --signal=TERM "$step" || true; done < <(steps | grep -E " $name(_[0-9]+)?\$" || true)
+  while read -r step _; do scancel --quiet --signal=TERM "$step" 2>/dev/null || true; done < <(steps | grep -E " $name(_[0-9]+)?\$" || true)
 done
 deadline=$((SECONDS + 60))
 while steps | grep -qE ' (router|decode|prefill_[0-9]+)$'; do

@@ -7,6 +7,7 @@
 
 #include "app/commands.h"
 #include "app/environment.h"
+#include "app/fan_out.h"
 #include "app/flags.h"
 #include "loadgen/profile_servers.h"
 #include "loadgen/target.h"
@@ -21,6 +22,8 @@ using enum FlagSupport;
 constexpr Flag kProfileFlags[] = {
     {"--url", kStringList, nullptr, nullptr, kWorks,
      "servers, or a router, which stands for its servers (default http://localhost:30000)"},
+    {"--router", kString, nullptr, nullptr, kWorks, "all servers of this router that have --role"},
+    {"--role", kString, "all", "all|prefill|decode|regular", kWorks, "which of them"},
     {"--output-dir", kString, nullptr, nullptr, kWorks,
      "a directory of the time's name is made in it (default: SGLANG_TORCH_PROFILER_DIR, else /tmp)"},
     {"--num-steps", kInt, "5", nullptr, kWorks, "steps to record"},
@@ -47,8 +50,14 @@ Result<loadgen::ProfileOrder> read_order(const FlagValues& flags) {
     if (flags.enabled(later)) return invalid_input(fmt::format("--{}: not in this version", later));
   }
   loadgen::ProfileOrder order;
-  order.urls = flags.has("url") ? flags.texts("url") : std::vector<std::string>{"http://localhost:30000"};
   order.authorization = client_authorization(flags);
+  if (flags.has("url")) order.urls = flags.texts("url");
+  if (flags.has("router")) {
+    ASSIGN_OR_RETURN(const std::vector<Target> servers,
+                     router_targets(flags.text("router"), flags.text("role"), order.authorization));
+    for (const Target& server : servers) order.urls.push_back(server.url);
+  }
+  if (order.urls.empty()) order.urls.emplace_back("http://localhost:30000");
   order.num_steps = flags.integer("num_steps");
   if (*order.num_steps < 1) return invalid_input("argument --num-steps: must be at least 1");
   if (flags.has("start_step")) order.start_step = flags.integer("start_step");

@@ -6,9 +6,11 @@ Needs slurmctld, slurmd and munged (Debian: slurm-wlm, munge); without them it s
 
 import contextlib
 import getpass
+import gzip
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -26,6 +28,9 @@ NODES = 4
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
 JOB_DEADLINE_S = 150
+RUNNING_PER_RANK = 8
+NUM_PROMPTS = 40
+PROFILE_STEPS = 5
 
 
 def missing_programs():
@@ -252,7 +257,10 @@ class SlurmTest(unittest.TestCase):
 
     def settings(self, run):
         first = free_ports(10 * NODES + 1)
-        small = "--num-threads 1 --max-total-tokens 16384 --max-running-requests 32 --decode-log-interval 10"
+        small = (
+            "--num-threads 1 --max-total-tokens 16384 --decode-log-interval 10 "
+            f"--max-running-requests {2 * RUNNING_PER_RANK}"
+        )
         return {
             "RUN_DIR": str(run),
             "TANDEM": binary(),
@@ -264,8 +272,12 @@ class SlurmTest(unittest.TestCase):
             "COMMON_FLAGS": small,
             "PREFILL_FLAGS": "--deepep-mode normal",
             "DECODE_FLAGS": "--deepep-mode low_latency",
-            "BENCH_FLAGS": "--dataset-name random --random-range-ratio 1 --random-input-len 64 --random-output-len 16 "
-            "--num-prompts 12",
+            "BENCH_FLAGS": "--dataset-name random --random-range-ratio 1 --random-input-len 64 --random-output-len 300 "
+            f"--num-prompts {NUM_PROMPTS} --seed 3",
+            "SLOW_DOWN_S": "2",
+            "SATURATE_S": "12",
+            "SETTLE_S": "1",
+            "PROFILE_STEPS": str(PROFILE_STEPS),
             "READY_TIMEOUT_S": "90",
         }
 
@@ -295,25 +307,34 @@ class SlurmTest(unittest.TestCase):
         self.assertEqual((state["JobState"], state["ExitCode"]), ("FAILED", "7:0"), self.report(run))
         wait_until(lambda: not processes_of(self.cluster.directory), 10, "no process of tandem is left")
 
-    def test_the_sbatch_file_serves_measures_records_and_leaves_nothing_behind(self):
+    def test_the_sbatch_file_does_the_whole_measurement_and_leaves_nothing_behind(self):
+        """tandem.sbatch without a command: workflow.sh, which runs the numbered scripts after the launch."""
         run = self.cluster.directory / "run"
         run.mkdir()
-        command = "./z.record.sh start; ./6.benchmark.sh --seed 3 || exit 1; ./z.record.sh dump; exit 0"
-        job, ended = self.submit(run, "bash", "-c", command)
+        job, ended = self.submit(run)
         try:
             state = wait_until(ended, JOB_DEADLINE_S, "the job")
             self.assertEqual((state["JobState"], state["ExitCode"]), ("COMPLETED", "0:0"))
             result = json.loads((run / "benchmark.jsonl").read_text())
-            self.assertEqual(result["completed"], 12)
+            self.assertEqual(result["completed"], NUM_PROMPTS)
+            servers = {}
             for name in ("prefill_0", "decode"):
                 logs = [(run / f"logs/launch_server_{name}_node_rank_{node}.log").read_text() for node in range(2)]
                 self.assertIn("The server is fired up and ready to roll!", logs[0])
                 self.assertIn("node 1 of 2 is ready", logs[1])
                 for log in logs:
                     self.assertTrue(log.rstrip().endswith("stopped"), log[-300:])
-            if not list((run / "experts").glob("expert_distribution_recorder_*.pt")):
-                # A server over several nodes may not record yet; then it says so.
-                self.assertIn("This server has no expert placement", (run / "job.log").read_text())
+                servers[name] = logs
+            # Decode slept before its steps, filled up meanwhile, and was let go.
+            self.assertTrue("Scheduler.run_batch sleep 2.0s" in servers["decode"][0], "no step was slowed down")
+            full = max(int(count) for count in re.findall(r"#running-req: (\d+)", servers["decode"][0]))
+            self.assertEqual(full, RUNNING_PER_RANK)
+            traces = list((run / "profile").glob("*/*.trace.json.gz"))
+            self.assertEqual(len(traces), 2, "one of each rank")
+            for trace in traces:
+                events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+                self.assertEqual(sum(event["name"] == event.get("cat") == "step" for event in events), PROFILE_STEPS, trace)
+            self.assertEqual(len(list((run / "experts").glob("expert_distribution_recorder_*.pt"))), 1)
             wait_until(lambda: not processes_of(self.cluster.directory), 10, "no process of tandem is left")
         except BaseException:
             self.cluster.run("scancel", job, check=False)
