@@ -333,7 +333,8 @@ class SlurmTest(unittest.TestCase):
             self.assertEqual(len(traces), 2, "one of each rank")
             for trace in traces:
                 events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-                self.assertEqual(sum(event["name"] == event.get("cat") == "step" for event in events), PROFILE_STEPS, trace)
+                steps = sum(event["name"] == event.get("cat") == "step" for event in events)
+                self.assertEqual(steps, PROFILE_STEPS, trace)
             self.assertEqual(len(list((run / "experts").glob("expert_distribution_recorder_*.pt"))), 1)
             wait_until(lambda: not processes_of(self.cluster.directory), 10, "no process of tandem is left")
         except BaseException:
