@@ -181,9 +181,11 @@ void bench_attention(Bench& b) {
   struct Case {
     const char* name;
     int64_t sequences, rows, prefix;
+    DType cache = DType::kBF16;
   };
   for (const Case& c : {Case{"decode", 32, 1, 2050}, Case{"decode", 128, 1, 2050}, Case{"decode", 256, 1, 2050},
-                        Case{"decode", 256, 1, 8192}, Case{"prefill", 1, 4096, 0}}) {
+                        Case{"decode", 256, 1, 8192}, Case{"decode/fp8", 256, 1, 2050, DType::kF8E4M3},
+                        Case{"decode/fp8", 256, 1, 8192, DType::kF8E4M3}, Case{"prefill", 1, 4096, 0}}) {
     const std::string name = fmt::format("attention/{}/batch={}/context={}", c.name, c.sequences, c.prefix + c.rows);
     if (!b.wants(name)) continue;
     const int64_t keys = c.prefix + c.rows, blocks = (keys + kBlock - 1) / kBlock, tokens = c.sequences * c.rows;
@@ -201,11 +203,11 @@ void bench_attention(Bench& b) {
     const Buffer sequences(Device::kCuda, spans.size() * sizeof(SequenceSpan));
     device::copy_bytes(sequences.data(), spans.data(), sequences.bytes());
     const std::span<const SequenceSpan> there(static_cast<const SequenceSpan*>(sequences.data()), spans.size());
-    const PagedCache cache{memory.data(), DType::kBF16, int32_t(kBlock), int32_t(c.sequences * blocks)};
+    const PagedCache cache{memory.data(), c.cache, int32_t(kBlock), int32_t(c.sequences * blocks)};
     const Buffer q = b.filled(size_t(tokens * 128 * 192) * 2), out(Device::kCuda, size_t(tokens * 128 * 128) * 2);
     const double seen = c.rows == 1 ? double(keys) : double(keys) / 2;
     const double flops = 2.0 * double(tokens) * 128 * (seen * 1088 + 2 * 128 * 512);
-    const double bytes = double(c.sequences * keys) * 576 * 2 + double(tokens) * 128 * 320 * 2;
+    const double bytes = double(c.sequences * keys) * 576 * double(size_of(c.cache)) + double(tokens) * 128 * 320 * 2;
     b.measure(name, bytes, flops, kBf16Ceiling, [&](int) {
       const TensorView in(q.data(), DType::kBF16, {tokens, 128, 192}),
           to(out.data(), DType::kBF16, {tokens, 128 * 128});

@@ -34,7 +34,7 @@ struct ResolvedConfig {
   kernels::Backend backend = kernels::Backend::kCpu;
   kernels::Isa isa = kernels::Isa::kAvx2;
   bool isa_given = false;
-  device::DType kv_dtype = device::DType::kF32;  // f32 keeps the gap rule, bf16 halves the cache (decisions/0005)
+  device::DType kv_dtype = device::DType::kF32;  // f32 keeps the gap rule; bf16, FP8: decisions/0005
   std::vector<std::string> warnings;             // printed once at start
   std::vector<std::string> refusals;             // valid, but not in this version: starting fails with these
   std::vector<std::string> missing;  // files that are not here: starting fails with these, checking does not

@@ -30,7 +30,7 @@ constexpr Flag kFlags[] = {
      "w8a8_fp8|moe_wna16|qoq|w4afp8|mxfp4",
      kWorks, "read from config.json; only fp8 may be named"},
     {"--kv-cache-dtype", kString, "auto", "auto|fp8_e5m2|fp8_e4m3|bf16|bfloat16|float32|fp4_e2m1", kWorks,
-     "auto and float32 keep the reference's choices, bf16 takes half the memory"},
+     "auto and float32 keep the reference's choices; bf16 takes half of the memory, fp8_e4m3 a quarter"},
     {"--random-seed", kInt, nullptr, nullptr, kWorks, "seed of dummy weights, policies and unseeded sampling"},
     {"--sampling-defaults", kString, "model", "model|openai", kWorks, "where chat sampling defaults come from"},
     // HTTP.

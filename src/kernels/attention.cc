@@ -12,7 +12,7 @@ using device::TensorView;
 
 void check_cache(const Context& ctx, const MlaShape& shape, const PagedCache& cache) {
   CHECK(ctx.pool != nullptr && ctx.workspace != nullptr);
-  CHECK(cache.base != nullptr && (cache.dtype == DType::kBF16 || cache.dtype == DType::kF32));
+  CHECK(cache.base != nullptr && cache.dtype != DType::kI32);
   CHECK(cache.block_tokens > 0 && cache.num_blocks > 0);
   CHECK(shape.num_heads > 0 && shape.nope_dim > 0 && shape.rope_dim > 0 && shape.rope_dim % 2 == 0);
   CHECK(shape.v_dim > 0 && shape.kv_lora_rank > 0);

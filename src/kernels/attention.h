@@ -25,10 +25,12 @@ struct MlaShape {
 // p % block_tokens) * row_width elements.
 struct PagedCache {
   void* base = nullptr;
-  device::DType dtype = device::DType::kBF16;  // or kF32
+  device::DType dtype = device::DType::kBF16;  // or kF32, or kF8E4M3: rounded as they are, without scales
   int32_t block_tokens = 0;
   int32_t num_blocks = 0;
 };
+
+constexpr int32_t kMaxF8CacheRow = 4096;  // row_width of a kF8E4M3 cache, at most
 
 // One sequence of a batch: its query tokens are rows [first_row, first_row + num_rows) of the batch, at positions
 // [prefix_len, prefix_len + num_rows); keys are positions [0, prefix_len + num_rows), causal.

@@ -191,17 +191,18 @@ TEST(Resolve, AnExplicitDispatchLimitBelowTheDecodeBatchIsAFault) {
   EXPECT_NE(joined(outcome.faults).find("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK=64"), std::string::npos);
 }
 
-TEST(Resolve, TheCacheIsF32UnlessBf16IsAskedFor) {
+TEST(Resolve, TheCacheIsF32UnlessLessIsAskedFor) {
   EXPECT_EQ(resolve_line("--model-path " + kTiny).config.kv_dtype, device::DType::kF32);
   EXPECT_EQ(resolve_line("--model-path " + kTiny + " --kv-cache-dtype bf16").config.kv_dtype, device::DType::kBF16);
+  EXPECT_EQ(resolve_line("--model-path " + kTiny + " --kv-cache-dtype fp8_e4m3").config.kv_dtype,
+            device::DType::kF8E4M3);
 }
 
 TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
   for (const char* flags :
        {"--dp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE", "--enable-single-batch-overlap",
-        "--kv-cache-dtype fp8_e4m3", "--device xpu",
-        "--device cuda --nnodes 2 --tp-size 2 --dist-init-addr localhost:5000", "--device cuda --tp-size 2",
-        "--device cuda --enable-two-batch-overlap", "--device cuda --eplb-spare-slots 4",
+        "--device xpu", "--device cuda --nnodes 2 --tp-size 2 --dist-init-addr localhost:5000",
+        "--device cuda --tp-size 2", "--device cuda --enable-two-batch-overlap", "--device cuda --eplb-spare-slots 4",
         "--device cuda --expert-distribution-recorder-mode per_pass",
         "--device cuda --expert-distribution-recorder-mode per_token",
         "--device cuda --enable-expert-distribution-metrics"}) {

@@ -159,15 +159,16 @@ TEST(MlaCache, EveryInstructionSetWritesTheOraclesRows) {
     const size_t count = size_t(World::kBlocks * World::kBlockTokens * shape.row_width());
     for (const Isa isa : supported_isas()) {
       World world(shape, DType::kBF16, Backend::kCpu, isa),
-          rounded(shape, DType::kBF16, Backend::kCpu, isa, 2, DType::kBF16);
-      fill_all(world, sequences);
-      fill_all(rounded, sequences);
+          rounded(shape, DType::kBF16, Backend::kCpu, isa, 2, DType::kBF16),
+          f8(shape, DType::kBF16, Backend::kCpu, isa, 2, DType::kF8E4M3);
+      for (World* each : {&world, &rounded, &f8}) fill_all(*each, sequences);
       const float* got = static_cast<const float*>(world.cache.base);
       const uint16_t* bits = static_cast<const uint16_t*>(rounded.cache.base);
       size_t wrong = 0;
       for (size_t i = 0; i < count; ++i) {  // f32 arithmetic in another order, then one rounding
         wrong += std::fabs(got[i] - want[i]) > 2e-6 * std::fabs(want[i]) + 2e-6;
         wrong += bits[i] != device::bf16_from_f32(got[i]);
+        wrong += f8.memory[i] != device::f8e4m3_from_f32(got[i]);
       }
       EXPECT_EQ(wrong, 0u) << to_string(isa);
     }
@@ -259,6 +260,44 @@ void compare_with_oracle(Attention attention, const std::vector<std::pair<int32_
         }
       }
     }
+  }
+}
+
+// The same bytes: what differs is the order of f32 sums, as with a cache in f32.
+void compare_f8_with_oracle(Attention attention, const std::vector<std::pair<int32_t, int32_t>>& batch) {
+  const std::vector<Sequence> sequences = sequences_of(batch);
+  int64_t rows = 0;
+  for (const Sequence& s : sequences) rows += s.rows;
+  for (const MlaShape& shape : shapes()) {
+    World oracle(shape, DType::kF8E4M3, Backend::kRef, Isa::kAvx2, 2, DType::kF8E4M3);
+    fill_all(oracle, sequences);
+    const std::vector<float> q = queries(oracle, rows, 8), want = attend(oracle, attention, sequences, q);
+    for (const Isa isa : supported_isas()) {
+      World world(shape, DType::kF8E4M3, Backend::kCpu, isa, 2, DType::kF8E4M3);
+      std::ranges::copy(oracle.memory, world.memory.begin());
+      const std::vector<float> got = attend(world, attention, sequences, q);
+      EXPECT_LT(relative_error(got, want), 1e-5) << to_string(isa) << " heads=" << shape.num_heads;
+      EXPECT_LT(worst_error(got, want), 2e-4) << to_string(isa) << " heads=" << shape.num_heads;
+    }
+  }
+}
+
+TEST(MlaPrefill, AnF8CacheIsReadAsTheOracleReadsIt) {
+  compare_f8_with_oracle(mla_prefill, {{0, 1}, {0, 33}, {130, 70}, {127, 2}});
+}
+
+TEST(MlaDecode, AnF8CacheIsReadAsTheOracleReadsIt) {
+  compare_f8_with_oracle(mla_decode, {{0, 1}, {63, 1}, {64, 1}, {200, 1}, {900, 1}});
+}
+
+TEST(MlaDecode, ANanInAnF8CacheStaysOne) {
+  for (const Isa isa : supported_isas()) {
+    World world(shape_of(3, 48, 16, 40, 72), DType::kBF16, Backend::kCpu, isa, 1, DType::kF8E4M3);
+    const std::vector<Sequence> sequences = sequences_of({{20, 1}});
+    fill_all(world, sequences);
+    const int32_t row = sequences[0].blocks[0] * World::kBlockTokens + 5;
+    world.memory[size_t(row * world.shape.row_width() + 7)] = 0x7f;
+    EXPECT_TRUE(std::isnan(attend(world, mla_decode, sequences, queries(world, 1, 2))[0]));
   }
 }
 

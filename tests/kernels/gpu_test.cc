@@ -304,8 +304,9 @@ TEST_P(Gpu, GroupedMlpAndCombineAgreeWithTheOracle) {
 struct Attention {
   static constexpr int32_t kBlockTokens = 64, kBlocks = 80;
 
-  Attention(Backend backend, const MlaShape& shape, const std::vector<std::pair<int32_t, int32_t>>& prefix_and_rows)
-      : shape(shape), cache_type(backend == Backend::kCuda ? DType::kBF16 : DType::kF32), rig(backend) {
+  Attention(Backend backend, DType cache_type, const MlaShape& shape,
+            const std::vector<std::pair<int32_t, int32_t>>& prefix_and_rows)
+      : shape(shape), cache_type(cache_type), rig(backend) {
     std::vector<int32_t> free(kBlocks);
     std::iota(free.begin(), free.end(), 0);
     std::shuffle(free.begin(), free.end(), std::mt19937(3));
@@ -334,9 +335,12 @@ struct Attention {
   int32_t rows = 0;
 };
 
-void compare_attention(Backend backend, const MlaShape& shape, bool decode,
+DType wide_cache(Backend backend) { return backend == Backend::kCuda ? DType::kBF16 : DType::kF32; }
+
+// An FP8 cache has the oracle's bytes, so that only reading it is compared.
+void compare_attention(Backend backend, DType cache_type, const MlaShape& shape, bool decode,
                        const std::vector<std::pair<int32_t, int32_t>>& prefix_and_rows) {
-  Attention a(backend, shape, prefix_and_rows);
+  Attention a(backend, cache_type, shape, prefix_and_rows);
   const int32_t width = shape.row_width(), heads = shape.num_heads, head = shape.nope_dim + shape.rope_dim;
   Rig oracle(Backend::kRef, Isa::kAvx2, 2, size_t(256) << 20);
   std::vector<int32_t> positions, slots;
@@ -349,7 +353,8 @@ void compare_attention(Backend backend, const MlaShape& shape, bool decode,
   const int64_t tokens = int64_t(positions.size());
   std::vector<float> kv = random_floats(size_t(tokens * (width + 4)), 9), norm(size_t(shape.kv_lora_rank), 1.25f);
   std::vector<uint8_t> host_cache(size_t(a.kBlocks * a.kBlockTokens * width) * 4);
-  PagedCache cache{host_cache.data(), DType::kF32, a.kBlockTokens, a.kBlocks};
+  const bool f8 = cache_type == DType::kF8E4M3;
+  PagedCache cache{host_cache.data(), f8 ? cache_type : DType::kF32, a.kBlockTokens, a.kBlocks};
   mla_write_cache(oracle.ctx, shape, view(kv, {tokens, width + 4}), width + 4, view(norm, {shape.kv_lora_rank}), 1e-6f,
                   positions, slots, {a.table.data(), a.kBlocks * a.kBlockTokens, shape.rope_dim}, cache);
 
@@ -360,6 +365,18 @@ void compare_attention(Backend backend, const MlaShape& shape, bool decode,
   const RopeTable rope{gtable.data(), a.kBlocks * a.kBlockTokens, shape.rope_dim};
   mla_write_cache(a.rig.ctx, shape, gkv.view(DType::kF32, {tokens, width + 4}), width + 4,
                   gnorm.view(DType::kF32, {shape.kv_lora_rank}), 1e-6f, gpositions.span(), gslots.span(), rope, there);
+  if (f8) {
+    a.rig.stream.synchronize();
+    std::vector<uint8_t> written(host_cache.size());
+    device::copy_bytes(written.data(), memory.data(), written.size());
+    size_t apart = 0;
+    for (const int32_t slot : slots) {
+      for (int32_t i = 0; i < width; ++i)
+        apart += written[size_t(slot * width + i)] != host_cache[size_t(slot * width + i)];
+    }
+    EXPECT_LE(apart, size_t(tokens) * size_t(width) / 1000);  // sums in another order, and then a tie
+    device::copy_bytes(memory.data(), host_cache.data(), host_cache.size());
+  }
 
   std::vector<float> q = random_floats(size_t(a.rows * heads * head), 8);
   const device::Buffer gq = a.rig.activations(q);
@@ -405,14 +422,19 @@ MlaShape shape_of(int32_t heads, int32_t nope, int32_t rope, int32_t v, int32_t 
 TEST_P(Gpu, MlaDecodeAgreesWithTheOracle) {
   for (const MlaShape& shape : {shape_of(4, 64, 32, 64, 128), shape_of(20, 32, 8, 24, 64), shape_of(3, 48, 16, 40, 72),
                                 shape_of(16, 128, 64, 128, 512), shape_of(128, 128, 64, 128, 512)}) {
-    compare_attention(GetParam(), shape, true, {{0, 1}, {1, 1}, {63, 1}, {64, 1}, {127, 1}, {200, 1}, {900, 1}});
+    for (const DType cache : {wide_cache(GetParam()), DType::kF8E4M3}) {
+      compare_attention(GetParam(), cache, shape, true,
+                        {{0, 1}, {1, 1}, {63, 1}, {64, 1}, {127, 1}, {200, 1}, {900, 1}});
+    }
   }
 }
 
 TEST_P(Gpu, MlaPrefillAgreesWithTheOracle) {
   for (const MlaShape& shape :
        {shape_of(4, 64, 32, 64, 128), shape_of(3, 48, 16, 40, 72), shape_of(16, 128, 64, 128, 512)}) {
-    compare_attention(GetParam(), shape, false, {{0, 1}, {0, 33}, {130, 70}, {0, 300}, {127, 2}, {511, 9}});
+    for (const DType cache : {wide_cache(GetParam()), DType::kF8E4M3}) {
+      compare_attention(GetParam(), cache, shape, false, {{0, 1}, {0, 33}, {130, 70}, {0, 300}, {127, 2}, {511, 9}});
+    }
   }
 }
 

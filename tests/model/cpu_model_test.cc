@@ -31,9 +31,10 @@ Text load_text() {
 }
 
 // Relative error of the mean negative log-likelihood over the first `count` tokens.
-double nll_error(Isa isa, const Text& text, size_t count) {
+double nll_error(Isa isa, const Text& text, size_t count, device::DType cache = device::DType::kF32) {
   RunnerOptions options;
   options.isa = isa;
+  options.kv_dtype = cache;
   const auto model = must_load(options);
   const size_t vocab = size_t(model->config().vocab_size);
   Runner runner(*model, options);
@@ -58,6 +59,13 @@ TEST(TinyModelCpu, LossOfTheHeldOutTextIsTheReferences) {
 TEST(TinyModelCpu, EveryInstructionSetHasTheReferencesLoss) {
   const Text text = load_text();
   for (const Isa isa : isas_of_this_machine()) EXPECT_LT(nll_error(isa, text, 768), 0.005) << kernels::to_string(isa);
+}
+
+TEST(TinyModelCpu, AnF8CacheCostsLessThanAPercentOfTheLoss) {
+  if (isas_of_this_machine().empty()) GTEST_SKIP() << "needs AVX2";
+  const double error = nll_error(kernels::best_isa(), load_text(), 2048, device::DType::kF8E4M3);
+  EXPECT_LT(error, 0.01);
+  EXPECT_GT(error, 1e-6) << "nothing was rounded";
 }
 
 // The gap rule: fed with the reference's tokens, the greedy choice may differ only where the reference's gap is below

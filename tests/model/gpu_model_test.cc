@@ -93,6 +93,14 @@ TEST_F(GpuModel, OnTensorCoresTheLossIsWithinAPercent) {
   EXPECT_LT(error, 0.01);
 }
 
+TEST_F(GpuModel, WithAnF8CacheTheLossIsWithinAPercent) {
+  for (const Backend backend : {Backend::kCudaF32, Backend::kCuda}) {
+    RunnerOptions chosen = options(backend);
+    chosen.kv_dtype = device::DType::kF8E4M3;
+    EXPECT_LT(nll_error(chosen), 0.01);
+  }
+}
+
 TEST_F(GpuModel, ABatchIsDecodedLikeItsSequencesAlone) {
   for (const Backend backend : {Backend::kCudaF32, Backend::kCuda}) {
     const RunnerOptions chosen = options(backend);

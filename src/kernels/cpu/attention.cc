@@ -18,6 +18,7 @@ void mla_write_cache(const Context& ctx, const MlaShape& shape, TensorView kv_a,
   constexpr int64_t kPiece = 64;  // rotated before they are rounded
   const Leaf& leaf = leaf_of(ctx);
   const int64_t width = shape.row_width(), lora = shape.kv_lora_rank;
+  CHECK(cache.dtype != DType::kF8E4M3 || width <= kMaxF8CacheRow);
   for_rows(ctx, int64_t(positions.size()), width, [&](int64_t t) {
     const float* from = kv_a.as<float>() + t * kv_a_row_stride;
     const float* cos_sin = rope.cos_sin + int64_t(positions[size_t(t)]) * rope.rope_dim;
@@ -26,6 +27,14 @@ void mla_write_cache(const Context& ctx, const MlaShape& shape, TensorView kv_a,
       float* to = static_cast<float*>(cache.base) + at;
       leaf.rms_norm(from, norm_weight.as<float>(), epsilon, lora, to, nullptr);
       leaf.rope(from + lora, cos_sin, rope.rope_dim, to + lora);
+      return;
+    }
+    if (cache.dtype == DType::kF8E4M3) {
+      float row[kMaxF8CacheRow];
+      leaf.rms_norm(from, norm_weight.as<float>(), epsilon, lora, row, nullptr);
+      leaf.rope(from + lora, cos_sin, rope.rope_dim, row + lora);
+      uint8_t* to = static_cast<uint8_t*>(cache.base) + at;
+      for (int64_t i = 0; i < width; ++i) to[i] = device::f8e4m3_from_f32(row[i]);
       return;
     }
     uint16_t* to = static_cast<uint16_t*>(cache.base) + at;

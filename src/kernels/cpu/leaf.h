@@ -75,6 +75,7 @@ struct Leaf {
   void (*swiglu)(const float* gate, const float* up, int64_t width, float* y);
   void (*widen_row)(const uint16_t* x, int64_t width, float* y);
   void (*narrow_row)(const float* x, int64_t width, uint16_t* y);
+  void (*widen_f8_row)(const uint8_t* x, int64_t width, float* y);
   // Rotates pairs (2i, 2i + 1) by (cos, sin) pairs; width even.
   void (*rope)(const float* x, const float* cos_sin, int64_t width, float* y);
   // y += sum over k of weights[k] * rows[k], in order.

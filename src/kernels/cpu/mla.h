@@ -41,6 +41,8 @@ inline void read_row(const Leaf& leaf, const PagedCache& cache, const char* row,
                      float* out) {
   if (cache.dtype == device::DType::kF32) {
     std::memcpy(out, row + first * int64_t(sizeof(float)), size_t(count) * sizeof(float));
+  } else if (cache.dtype == device::DType::kF8E4M3) {
+    leaf.widen_f8_row(reinterpret_cast<const uint8_t*>(row) + first, count, out);
   } else {
     leaf.widen_row(reinterpret_cast<const uint16_t*>(row) + first, count, out);
   }

@@ -1,6 +1,8 @@
 // A block attends for 64 query rows (heads of a few tokens of one sequence) over keys in blocks of 64. Keys and values
 // are the same bytes: a key block lies in shared memory once, as chunks of 64 columns, and is read as K^T and as V.
-//   producer warp        copies key blocks, the even ones into one place, the odd ones into the other
+//   producer             copies key blocks, the even ones into one place, the odd ones into the other: one thread
+//   through
+//                        the copy engine, or, of an FP8 cache, a warpgroup that widens them to bf16 on the way
 //   warpgroups 0 and 1   score the even and the odd blocks, and sum the first and the second half of the value columns
 // over all blocks in their order. With 64 rows of 512 sums two warpgroups' registers are full, which is why the columns
 // are split and not the rows. A pair of blocks goes back and forth, so that one multiplies while the other one works
@@ -17,7 +19,7 @@
 namespace tandem::kernels::cuda {
 namespace {
 
-constexpr int kRows = 64, kKeys = 64, kStages = 2, kThreads = 384;
+constexpr int kRows = 64, kKeys = 64, kStages = 2, kThreads = 384, kProducers = 128;
 constexpr int kChunkBytes = 64 * 128;  // 64 rows of 64 bf16
 constexpr float kLog2e = 1.4426950408889634f;
 
@@ -37,6 +39,8 @@ struct Args {
   float scale;  // times log2(e): powers of two are what the hardware has
   bool one_token_each;
   __nv_bfloat16* out;
+  const std::byte* f8_cache;  // of kF8E4M3: its rows of f8_width bytes
+  int32_t f8_width;
 };
 
 // What a block works on.
@@ -74,18 +78,34 @@ __device__ bool find_work(const Args& a, Work& work) {
 }
 
 template <int kLora>
-__device__ void produce(Shared<kLora>& s, const CUtensorMap* q_map, const CUtensorMap* key_map, const Args& a,
-                        const Work& work) {
+__device__ void load_queries(Shared<kLora>& s, const CUtensorMap* q_map, const Work& work) {
   using S = Shared<kLora>;
   barrier_expect(&s.q_full, S::kChunks * kChunkBytes);
   for (int c = 0; c < S::kChunks; ++c) tma_load_3d(s.q[c], q_map, &s.q_full, c * 64, work.row, 0);
+}
+
+// Rows of the cache by key.
+struct KeyRows {
+  const int32_t* table;
+  int block_tokens, last_block;
+
+  __device__ KeyRows(const Args& a, const Work& work) : table(work.block_table), block_tokens(a.block_tokens) {
+    const int last_limit = work.first_limit + (work.end_row - 1 - work.sequence_row) / a.heads;
+    last_block = (last_limit - 1) / a.block_tokens;
+  }
+  // Keys beyond the table's end are masked later; any row that exists will do.
+  __device__ int operator()(int key) const {
+    return table[min(key / block_tokens, last_block)] * block_tokens + key % block_tokens;
+  }
+};
+
+template <int kLora>
+__device__ void produce(Shared<kLora>& s, const CUtensorMap* q_map, const CUtensorMap* key_map, const Args& a,
+                        const Work& work) {
+  using S = Shared<kLora>;
+  load_queries<kLora>(s, q_map, work);
+  const KeyRows row_of(a, work);
   const int box = min(a.block_tokens, kKeys);
-  const int last_limit = work.first_limit + (work.end_row - 1 - work.sequence_row) / a.heads;
-  const int last_block = (last_limit - 1) / a.block_tokens;
-  // The cache's row of a key. Keys beyond the table's end are masked later; any row that exists will do.
-  const auto row_of = [&](int key) {
-    return work.block_table[min(key / a.block_tokens, last_block)] * a.block_tokens + key % a.block_tokens;
-  };
   for (int b = 0; b < work.num_blocks; ++b) {
     const int stage = b % kStages, round = b / kStages;
     for (int half = 0; half < 2; ++half) {
@@ -99,6 +119,63 @@ __device__ void produce(Shared<kLora>& s, const CUtensorMap* q_map, const CUtens
         }
       }
     }
+  }
+}
+
+// Two FP8 values of the low half of `two` as bf16, exactly.
+__device__ uint32_t widen_pair(uint32_t two) {
+  const __half2_raw halves = __nv_cvt_fp8x2_to_halfraw2(__nv_fp8x2_storage_t(two & 0xffff), __NV_E4M3);
+  const float2 values = __half22float2(__half2(halves));
+  const __nv_bfloat162 out = __floats2bfloat162_rn(values.x, values.y);
+  return reinterpret_cast<const uint32_t&>(out);
+}
+__device__ uint4 widen_eight(uint32_t low, uint32_t high) {
+  return make_uint4(widen_pair(low), widen_pair(low >> 16), widen_pair(high), widen_pair(high >> 16));
+}
+
+// Copies chunks [kBegin, kEnd) of a block of keys from an FP8 cache. A thread has 16 values of two rows in each chunk;
+// they are on their way while the place for them is still being read.
+template <int kLora, int kBegin, int kEnd>
+__device__ void widen_chunks(Shared<kLora>& s, const Args& a, const std::byte* const (&rows)[2], int b, int half) {
+  constexpr int kChunks = kEnd - kBegin;
+  const int thread = threadIdx.x - 256, piece = thread % 4, stage = b % kStages, round = b / kStages;
+  uint4 pieces[kChunks][2];
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    const int column = (kBegin + c) * 64 + piece * 16;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      pieces[c][r] = make_uint4(0, 0, 0, 0);  // beyond the row: what is multiplied by zero must be a number
+      if (column < a.f8_width) pieces[c][r] = __ldcg(reinterpret_cast<const uint4*>(rows[r] + column));
+    }
+  }
+  if (round > 0) barrier_wait(&s.empty[stage][half], (round - 1) & 1);
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = thread / 4 + r * kKeys / 2, swizzle = row % 8 * 16;
+      std::byte* to = s.keys[stage][kBegin + c] + row * 128;
+      *reinterpret_cast<uint4*>(to + (piece * 32 ^ swizzle)) = widen_eight(pieces[c][r].x, pieces[c][r].y);
+      *reinterpret_cast<uint4*>(to + ((piece * 32 + 16) ^ swizzle)) = widen_eight(pieces[c][r].z, pieces[c][r].w);
+    }
+  }
+  fence_async_shared();
+  __syncwarp();
+  if (thread % 32 == 0) barrier_arrive(&s.full[stage][half]);
+}
+
+template <int kLora>
+__device__ void produce_widened(Shared<kLora>& s, const CUtensorMap* q_map, const Args& a, const Work& work) {
+  using S = Shared<kLora>;
+  if (threadIdx.x == 256) load_queries<kLora>(s, q_map, work);
+  const KeyRows row_of(a, work);
+  for (int b = 0; b < work.num_blocks; ++b) {
+    const int key = b * kKeys + (threadIdx.x - 256) / 4;
+    const std::byte* const rows[2] = {a.f8_cache + int64_t(row_of(key)) * a.f8_width,
+                                      a.f8_cache + int64_t(row_of(key + kKeys / 2)) * a.f8_width};
+    widen_chunks<kLora, 0, S::kFirst>(s, a, rows, b, 0);
+    widen_chunks<kLora, S::kFirst, S::kChunks>(s, a, rows, b, 1);
   }
 }
 
@@ -330,7 +407,7 @@ __device__ void consume(Shared<kLora>& s, const Args& a, const Work& work) {
   }
 }
 
-template <int kLora>
+template <int kLora, bool kFp8>
 __global__ void __launch_bounds__(kThreads, 1)
     latent_attention_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap key_map,
                             const __grid_constant__ Args a) {
@@ -342,7 +419,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     barrier_init(&s.q_full, 1);
     for (int i = 0; i < kStages; ++i) {
       for (int half = 0; half < 2; ++half) {
-        barrier_init(&s.full[i][half], 1);
+        barrier_init(&s.full[i][half], kFp8 ? kProducers / 32 : 1);
         barrier_init(&s.empty[i][half], half == 0 ? 4 : 8);  // warps that read it last
       }
     }
@@ -350,22 +427,27 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   if (threadIdx.x >= 256) {
-    give_registers<40>();
-    if (threadIdx.x == 256) produce<kLora>(s, &q_map, &key_map, a, work);
+    if constexpr (kFp8) {
+      give_registers<96>();
+      produce_widened<kLora>(s, &q_map, a, work);
+    } else {
+      give_registers<40>();
+      if (threadIdx.x == 256) produce<kLora>(s, &q_map, &key_map, a, work);
+    }
   } else {
-    take_registers<232>();
+    take_registers<kFp8 ? 208 : 232>();
     consume<kLora>(s, a, work);
   }
 }
 
-template <int kLora>
+template <int kLora, bool kFp8>
 void launch(const Context& ctx, const MlaShape& shape, const PagedCache& cache, std::span<const SequenceSpan> sequences,
             const LatentAttention& in) {
   const int64_t width = shape.row_width(), rows = in.num_tokens * shape.num_heads;
-  const auto kernel = latent_attention_kernel<kLora>;
+  const auto kernel = latent_attention_kernel<kLora, kFp8>;
   const size_t shared = sizeof(Shared<kLora>) + 1024;
-  allow_shared<latent_attention_kernel<kLora>>(shared);
-  const MatrixMap q{in.q, DType::kBF16, width, rows, 1, width * 2, 0, kRows};
+  allow_shared<latent_attention_kernel<kLora, kFp8>>(shared);
+  const CUtensorMap q = make_tensor_map({in.q, DType::kBF16, width, rows, 1, width * 2, 0, kRows});
   const MatrixMap keys{cache.base, DType::kBF16, width, int64_t(cache.num_blocks) * cache.block_tokens,
                        1,          width * 2,    0,     std::min(cache.block_tokens, kKeys)};
   const Args a{sequences.data(),
@@ -374,10 +456,12 @@ void launch(const Context& ctx, const MlaShape& shape, const PagedCache& cache, 
                cache.block_tokens,
                shape.softmax_scale * kLog2e,
                in.one_token_each,
-               static_cast<__nv_bfloat16*>(in.out)};
+               static_cast<__nv_bfloat16*>(in.out),
+               static_cast<const std::byte*>(cache.base),
+               int32_t(width)};
   const int64_t tiles = in.one_token_each ? in.num_tokens * ceil_div(shape.num_heads, kRows)
                                           : ceil_div(rows, kRows) + int64_t(sequences.size());
-  kernel<<<unsigned(tiles), kThreads, shared, stream_of(ctx)>>>(make_tensor_map(q), make_tensor_map(keys), a);
+  kernel<<<unsigned(tiles), kThreads, shared, stream_of(ctx)>>>(q, kFp8 ? q : make_tensor_map(keys), a);
   check_launch(ctx, "latent_attention");
 }
 
@@ -386,14 +470,19 @@ void launch(const Context& ctx, const MlaShape& shape, const PagedCache& cache, 
 bool can_run_latent_attention(const MlaShape& shape, const PagedCache& cache) {
   const int32_t block = cache.block_tokens;
   return (shape.kv_lora_rank == 512 || shape.kv_lora_rank == 128) && shape.rope_dim <= 64 && shape.rope_dim % 8 == 0 &&
-         cache.dtype == DType::kBF16 && (block % kKeys == 0 || block == 8 || block == 16 || block == 32);
+         (cache.dtype == DType::kBF16 || (cache.dtype == DType::kF8E4M3 && shape.row_width() % 16 == 0)) &&
+         (block % kKeys == 0 || block == 8 || block == 16 || block == 32);
 }
 
 void run_latent_attention(const Context& ctx, const MlaShape& shape, const PagedCache& cache,
                           std::span<const SequenceSpan> sequences, const LatentAttention& rows) {
   if (rows.num_tokens == 0) return;
-  shape.kv_lora_rank == 512 ? launch<512>(ctx, shape, cache, sequences, rows)
-                            : launch<128>(ctx, shape, cache, sequences, rows);
+  if (cache.dtype == DType::kF8E4M3) {
+    return shape.kv_lora_rank == 512 ? launch<512, true>(ctx, shape, cache, sequences, rows)
+                                     : launch<128, true>(ctx, shape, cache, sequences, rows);
+  }
+  shape.kv_lora_rank == 512 ? launch<512, false>(ctx, shape, cache, sequences, rows)
+                            : launch<128, false>(ctx, shape, cache, sequences, rows);
 }
 
 }  // namespace tandem::kernels::cuda

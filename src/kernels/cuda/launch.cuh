@@ -57,18 +57,22 @@ __device__ inline float block_sum(float value, float* parts) {
   return warp_sum(lane < warps ? parts[lane] : 0.0f);
 }
 
-// Elements of f32 or bf16 memory.
+__host__ __device__ constexpr DType bf16_or_f32(bool is_bf16) { return is_bf16 ? DType::kBF16 : DType::kF32; }
+
+// Elements of f32, bf16 or FP8 memory.
 struct Elements {
   void* data;
-  bool is_bf16;
+  DType type;
 
-  __host__ __device__ Elements(void* at, bool bf16) : data(at), is_bf16(bf16) {}
-  __host__ explicit Elements(const TensorView& view) : data(view.data()), is_bf16(view.dtype() == DType::kBF16) {}
+  __host__ __device__ Elements(void* at, DType type) : data(at), type(type) {}
+  __host__ explicit Elements(const TensorView& view) : data(view.data()), type(view.dtype()) {}
   __device__ float load(int64_t i) const {
-    return is_bf16 ? __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]) : static_cast<const float*>(data)[i];
+    if (type == DType::kF8E4M3) return float(static_cast<const __nv_fp8_e4m3*>(data)[i]);
+    return type == DType::kBF16 ? __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i])
+                                : static_cast<const float*>(data)[i];
   }
-  __device__ void store4(int64_t i, float4 v) const {  // i is a multiple of four
-    if (is_bf16) {
+  __device__ void store4(int64_t i, float4 v) const {  // of f32 or bf16; i is a multiple of four
+    if (type == DType::kBF16) {
       const __nv_bfloat162 low = __floats2bfloat162_rn(v.x, v.y), high = __floats2bfloat162_rn(v.z, v.w);
       *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(data) + i) =
           make_uint2(reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high));
@@ -77,8 +81,10 @@ struct Elements {
     }
   }
   __device__ void store(int64_t i, float value) const {
-    if (is_bf16) {
+    if (type == DType::kBF16) {
       static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16_rn(value);
+    } else if (type == DType::kF8E4M3) {
+      static_cast<__nv_fp8_e4m3*>(data)[i] = __nv_fp8_e4m3(value);  // to nearest even, at most 448
     } else {
       static_cast<float*>(data)[i] = value;
     }

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads) plain_gemm_kernel(const PlainGemm g,
   }
   const int64_t m0 = int64_t(blockIdx.y) * kTile, n0 = int64_t(blockIdx.x) * kTile;
   if (m0 >= rows) return;
-  const Elements x(const_cast<void*>(g.x), g.x_is_bf16), y(g.y, g.y_is_bf16);
+  const Elements x(const_cast<void*>(g.x), bf16_or_f32(g.x_is_bf16)), y(g.y, bf16_or_f32(g.y_is_bf16));
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   float sum[4][4] = {};
   for (int64_t k0 = 0; k0 < g.k; k0 += kStep) {

@@ -29,7 +29,7 @@ __device__ void load_group(const Elements& x, int64_t row, int64_t stride, int64
 #pragma unroll
   for (int i = 0; i < 4; ++i) v[i] = 0;
   if (at >= width) return;
-  if (x.is_bf16) {
+  if (x.type == DType::kBF16) {
     const uint2 bits = *reinterpret_cast<const uint2*>(static_cast<const __nv_bfloat16*>(x.data) + row * stride + at);
     v[0] = __uint_as_float(bits.x << 16);
     v[1] = __uint_as_float(bits.x & 0xffff0000u);
@@ -60,9 +60,9 @@ __global__ void __launch_bounds__(kWarps * 32) swiglu_quantise_kernel(Elements g
   if (k >= width) return;
   float gate[4], up[4], v[4];
   load_group(gate_up, row, 2 * width, k, width, gate);
-  const Elements second(gate_up.is_bf16 ? static_cast<void*>(static_cast<__nv_bfloat16*>(gate_up.data) + width)
+  const Elements second(gate_up.type == DType::kBF16 ? static_cast<void*>(static_cast<__nv_bfloat16*>(gate_up.data) + width)
                                         : static_cast<void*>(static_cast<float*>(gate_up.data) + width),
-                        gate_up.is_bf16);
+                        gate_up.type);
   load_group(second, row, 2 * width, k, width, up);
 #pragma unroll
   for (int i = 0; i < 4; ++i) v[i] = gate[i] / (1.0f + __expf(-gate[i])) * up[i];

@@ -66,7 +66,7 @@ void mla_write_cache(const Context& ctx, const MlaShape& shape, TensorView kv_a,
   if (positions.empty()) return;
   write_cache_kernel<<<unsigned(positions.size()), kThreads, 0, stream_of(ctx)>>>(
       kv_a.as<float>(), kv_a_row_stride, norm_weight.as<float>(), epsilon, shape.kv_lora_rank, positions.data(),
-      slots.data(), rope, Elements(cache.base, cache.dtype == DType::kBF16));
+      slots.data(), rope, Elements(cache.base, cache.dtype));
   check_launch(ctx, "mla_write_cache");
 }
 

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kWarps* kLanes)
   const SequenceSpan span = sequences[sequence_of(sequences, num_sequences, row)];
   const int keys = span.prefix_len + (row - span.first_row) + 1, width = s.lora + s.rope;
   const float* q_latent = in.q_latent + (int64_t(row) * s.heads + head) * s.lora;
-  const Elements q(const_cast<void*>(in.q), in.q_is_bf16), rows(cache.base, cache.dtype == DType::kBF16);
+  const Elements q(const_cast<void*>(in.q), bf16_or_f32(in.q_is_bf16)), rows(cache.base, cache.dtype);
   const int64_t q_rope = (int64_t(row) * s.heads + head) * (s.nope + s.rope) + s.nope;
   float query[kMaxLatent], query_rope[kMaxRope], acc[kMaxLatent];
 #pragma unroll

@@ -72,12 +72,15 @@ void put(const TensorView& y, int64_t i, float value, bool add) { store(y, i, ad
 }  // namespace
 
 float load(const TensorView& x, int64_t i) {
+  if (x.dtype() == DType::kF8E4M3) return device::f32_from_f8e4m3(x.as<uint8_t>()[i]);
   return x.dtype() == DType::kF32 ? x.as<float>()[i] : device::f32_from_bf16(x.as<uint16_t>()[i]);
 }
 
 void store(const TensorView& y, int64_t i, float value) {
   if (y.dtype() == DType::kF32) {
     y.as<float>()[i] = value;
+  } else if (y.dtype() == DType::kF8E4M3) {
+    y.as<uint8_t>()[i] = device::f8e4m3_from_f32(value);
   } else {
     y.as<uint16_t>()[i] = device::bf16_from_f32(value);
   }

@@ -22,7 +22,7 @@ void DeepseekModel::check(const ForwardBatch& batch, const kv::KvStorage& cache)
   CHECK(batch.logit_rows.empty() || batch.logits || !gather_.is_alone());
   CHECK(cache.layout().num_layers == config_.num_layers);
   CHECK(cache.layout().row_width == shape_.row_width());
-  CHECK(cache.layout().dtype == DType::kBF16 || cache.layout().dtype == DType::kF32);
+  CHECK(cache.layout().dtype != DType::kI32);
   for (const kernels::SequenceSpan& sequence : batch.sequences) {
     CHECK(int64_t(sequence.prefix_len) + sequence.num_rows <= limits_.max_context);
   }
