@@ -21,6 +21,7 @@ constexpr Flag kFlags[] = {
     {"--json", kSwitch, nullptr, nullptr, kWorks, "the explanation as JSON"},
     {"--stuck-after", kFloat, "3", nullptr, kWorks, "seconds after which a wait counts as stuck"},
     {"--api-key", kString, nullptr, nullptr, kWorks, "sent as a bearer token (else OPENAI_API_KEY)"},
+    {"--admin-api-key", kString, nullptr, nullptr, kWorks, "sent instead, where the servers have one"},
     {"--timeout", kFloat, "5", nullptr, kWorks, "seconds to wait for a server's answer"},
 };
 
@@ -98,7 +99,7 @@ Status gather(const std::string& source, const FlagValues& flags, Gathered& to) 
     return not_found(fmt::format("{}: no such directory", source));
   }
   RETURN_IF_ERROR(net::parse_url(source));
-  const std::string authorization = flags.has("api_key") ? "Bearer " + flags.text("api_key") : client_authorization();
+  const std::string authorization = client_authorization(flags);
   const Result<std::vector<Target>> servers = router_targets(source, "all", authorization);
   if (!servers) {
     gather_server(source, authorization, target_timeout(flags), to);
