@@ -9,6 +9,8 @@
 #include <set>
 #include <tuple>
 
+#include "profile/flight/forward_pace.h"
+#include "profile/flight/group.h"
 #include "profile/flight/handover_waits.h"
 #include "profile/flight/rank_view.h"
 
@@ -16,28 +18,6 @@ namespace tandem::profile {
 namespace {
 
 using Kind = FlightFinding::Kind;
-
-// A server: its ranks, as far as there are logs of them.
-struct Group {
-  std::map<int32_t, RankView> ranks;
-  int32_t num_ranks = 0;
-  bool is_past = false;  // all its processes are gone, and another server of its role lives
-
-  const RankView* find(int32_t rank) const {
-    const auto found = ranks.find(rank);
-    return found == ranks.end() ? nullptr : &found->second;
-  }
-  const RankView& first() const { return ranks.begin()->second; }
-  // Whether anybody has looked at its processes. A copy from elsewhere stands for their end: they may have waited for
-  // hours after the last entry.
-  bool is_seen() const {
-    return std::ranges::any_of(ranks, [](const auto& r) { return r.second.log->process != FlightProcess::kUnknown; });
-  }
-  std::string name_of(int32_t rank) const {
-    const RankView* view = find(rank);
-    return view ? view->name() : fmt::format("rank {} ({}, no recording of it here)", rank, first().role());
-  }
-};
 
 double age_s(int64_t since_ns, int64_t now_ns) { return std::max(0.0, (double(now_ns) - double(since_ns)) / 1e9); }
 
@@ -50,7 +30,15 @@ std::string ranks_text(const std::vector<int32_t>& ranks) {
 
 std::string last_text(const RankView& view, int64_t now_ns) {
   if (view.last == nullptr) return "nothing is written";
-  return fmt::format("its last entry, {:.1f} s old, is '{}'", view.age_s(now_ns), describe(*view.last));
+  const std::optional<ForwardPace> pace = forward_pace(view, now_ns);
+  return fmt::format("its last entry, {:.1f} s old, is '{}'{}", view.age_s(now_ns), describe(*view.last),
+                     pace && pace->usual_s >= 0 ? ", " + pace->text() : "");
+}
+
+// Silent, but not for longer than its earlier forward passes let expect.
+bool is_working(const RankView& view, int64_t now_ns) {
+  const std::optional<ForwardPace> pace = forward_pace(view, now_ns);
+  return pace && pace->is_work();
 }
 
 // Who waits for whom in one server, and which rank is at the bottom of it.
@@ -152,6 +140,16 @@ class GroupExplainer {
     finding.waited_s = age_s(wait.since_ns, now_ns_);
   }
 
+  // "rank 2 (decode, pid 4711) is in a forward pass for 4.0 s (earlier ones took 1.2 s); ranks 0 and 1 wait for it"
+  void set_working(FlightFinding& finding, const RankView& view) const {
+    finding.kind = Kind::kWorking;
+    finding.is_stuck = false;
+    finding.sentence = fmt::format("{} is {}", view.name(), forward_pace(view, now_ns_)->text());
+    if (finding.waiting.empty()) return;
+    finding.sentence +=
+        fmt::format("; {} {} for it", ranks_text(finding.waiting), finding.waiting.size() == 1 ? "waits" : "wait");
+  }
+
   // Decisions of the same step are the same on all ranks.
   void compare_decisions() {
     std::map<uint64_t, const FlightEntry*> by_step;
@@ -207,6 +205,10 @@ class GroupExplainer {
       FlightFinding& finding = add(Kind::kRankMissing, ranks);
       set_wait(finding, *wait);
       finding.waiting = waiting_for(rank);
+      if (view && is_working(*view, now_ns_)) {
+        set_working(finding, *view);
+        continue;
+      }
       const bool one = ranks.size() == 1;
       const std::string who = one ? group_.name_of(rank)
                                   : fmt::format("{} ({}, no recording of them here)", ranks_text(ranks), finding.role);
@@ -267,7 +269,7 @@ class GroupExplainer {
     }
   }
 
-  // A rank that lives comes by every 20 ms, waiting or not, unless it computes.
+  // A rank that lives comes by every 20 ms, waiting or not, unless it computes: for how long its own ring can say.
   void name_silent() {
     for (const auto& [rank, view] : group_.ranks) {
       const bool is_clear = view.is_down() || view.has_ended() || blocked_.contains(rank) || named_.contains(rank);
@@ -276,6 +278,10 @@ class GroupExplainer {
       FlightFinding& finding = add(Kind::kRankSilent, {rank});
       finding.step = view.last->step;
       finding.waited_s = view.age_s(now_ns_);
+      if (is_working(view, now_ns_)) {
+        set_working(finding, view);
+        continue;
+      }
       finding.sentence = fmt::format("{} waits for nobody and has done nothing for {:.1f} s: {}", view.name(),
                                      finding.waited_s, last_text(view, now_ns_));
     }
@@ -307,32 +313,6 @@ class GroupExplainer {
   std::set<std::pair<int32_t, int32_t>> down_pids_;
   std::vector<FlightFinding> findings_;
 };
-
-std::vector<Group> group_logs(const std::vector<FlightLog>& logs) {
-  std::map<std::pair<int32_t, uint64_t>, Group> by_id;
-  for (const FlightLog& log : logs) {
-    Group& group = by_id[{log.header.role, log.header.group}];
-    group.num_ranks = std::max(group.num_ranks, log.header.num_ranks);
-    RankView view(log);
-    const auto [known, is_new] = group.ranks.emplace(log.header.rank, view);
-    if (!is_new && view.log->entries.size() > 0 &&
-        (known->second.last == nullptr || view.last->sequence > known->second.last->sequence)) {
-      known->second = view;
-    }
-  }
-  std::map<int32_t, bool> lives;  // by role
-  const auto is_alive = [](const auto& rank) {
-    const FlightLog& log = *rank.second.log;
-    return log.process != FlightProcess::kGone && log.header.is_closed == 0;
-  };
-  for (const auto& [id, group] : by_id) lives[id.first] |= std::ranges::any_of(group.ranks, is_alive);
-  std::vector<Group> groups;
-  for (auto& [id, group] : by_id) {
-    group.is_past = lives[id.first] && std::ranges::none_of(group.ranks, is_alive);
-    groups.push_back(std::move(group));
-  }
-  return groups;
-}
 
 // What the server does where nothing is wrong.
 FlightFinding state_of(const Group& group) {
@@ -400,7 +380,8 @@ class HandoverExplainer {
 
   bool is_stuck(const HandoverWait& wait, const RankView* peer) const {
     if (peer == nullptr) return age_s(std::max(wait.since_ns, wait.heard_ns), now_ns_) > patience_s_;
-    return peer->is_down() || peer->has_ended() || peer->age_s(now_ns_) > patience_s_;
+    if (peer->is_down() || peer->has_ended()) return true;
+    return peer->age_s(now_ns_) > patience_s_ && !is_working(*peer, now_ns_);
   }
 
   std::string sentence_of(const RankView& view, const HandoverWait& wait, const RankView* peer, double waited_s) const {
