@@ -58,7 +58,7 @@ FlightProcess look_up(const FlightHeader& header) {
 }
 
 Status check_header(const FlightHeader& header, size_t bytes) {
-  if (std::string_view(header.magic.data(), header.magic.size()) != kFlightMagic) return corrupt("no flight recording");
+  if (header.magic != kFlightMagic) return corrupt("no flight recording");
   if (header.version != kFlightVersion) {
     return corrupt(fmt::format("version {} of a flight recording, this is {}", header.version, kFlightVersion));
   }
