@@ -75,12 +75,20 @@ class GroupExplainer {
     return finding;
   }
 
-  // Without a recording of a rank, whoever waited long has named it.
-  static bool is_named(const FlightEntry* note, int32_t rank) {
-    if (note == nullptr) return false;
+  // The ranks in [first, end) that may be missing: those with a recording, and those that whoever waited long has
+  // named. Not all: what a header says of their number is from outside.
+  std::set<int32_t> candidates(const RankView& view, const FlightWait& wait) const {
+    const auto [first, end] = view.ranks_of(wait);
+    std::set<int32_t> ranks;
+    for (auto at = group_.ranks.lower_bound(first); at != group_.ranks.lower_bound(end); ++at) ranks.insert(at->first);
+    const FlightEntry* const note = view.note_of(wait);
+    if (note == nullptr) return ranks;
     const uint32_t listed = std::min<uint32_t>(note->words[1], uint32_t(note->words.size()) - 2);
-    return std::any_of(note->words.begin() + 2, note->words.begin() + 2 + listed,
-                       [&](uint32_t named) { return named == uint32_t(rank); });
+    for (uint32_t i = 0; i < listed; ++i) {
+      const int64_t named = note->words[2 + i];
+      if (named >= first && named < end) ranks.insert(int32_t(named));
+    }
+    return ranks;
   }
 
   // What a process that is gone waited for counts where the others are down, too: after the end of all.
@@ -90,13 +98,14 @@ class GroupExplainer {
     const int32_t self = view.header().rank;
     for (const FlightWait& wait : view.open_waits()) {
       const bool is_old = age_s(wait.since_ns, now_ns_) > patience_s_;
-      const auto [first, end] = view.ranks_of(wait);
-      for (int32_t rank = first; rank < end; ++rank) {
+      for (const int32_t rank : candidates(view, wait)) {
         if (rank == self) continue;
         const RankView* other = group_.find(rank);
-        const bool is_missing = other ? !other->has_come_to(wait) : is_named(view.note_of(wait), rank);
+        const bool is_missing = other == nullptr || !other->has_come_to(wait);
         const bool is_down = other && other->is_down();
-        if (is_missing && (is_down || (is_old && !is_gone))) blocked_[self].push_back({rank, wait});
+        if (!is_missing || !(is_down || (is_old && !is_gone))) continue;
+        blocked_[self].push_back({rank, wait});
+        missing_.insert(rank);
       }
     }
   }
@@ -183,7 +192,7 @@ class GroupExplainer {
   // The ranks without a recording here that are waited for in the same operation.
   std::vector<int32_t> unrecorded_like(const FlightWait& wait) const {
     std::vector<int32_t> ranks;
-    for (int32_t rank = 0; rank < group_.num_ranks; ++rank) {
+    for (const int32_t rank : missing_) {
       if (group_.find(rank) != nullptr) continue;
       const std::optional<FlightWait> theirs = first_wait_for(rank);
       const bool is_same = theirs && theirs->kind == wait.kind && theirs->step == wait.step &&
@@ -194,7 +203,7 @@ class GroupExplainer {
   }
 
   void name_missing() {
-    for (int32_t rank = 0; rank < group_.num_ranks; ++rank) {
+    for (const int32_t rank : missing_) {
       const std::optional<FlightWait> wait = first_wait_for(rank);
       if (!wait || blocked_.contains(rank) || named_.contains(rank)) continue;
       const RankView* view = group_.find(rank);
@@ -308,8 +317,9 @@ class GroupExplainer {
   const Group& group_;
   const int64_t now_ns_;
   const double patience_s_;
-  std::map<int32_t, std::vector<Blocked>> blocked_;
-  std::set<int32_t> named_;  // nothing more is to be said of them
+  std::map<int32_t, std::vector<Blocked>> blocked_;  // by who waits
+  std::set<int32_t> missing_;                        // that any of them waits for
+  std::set<int32_t> named_;                          // nothing more is to be said of them
   std::set<std::pair<int32_t, int32_t>> down_pids_;
   std::vector<FlightFinding> findings_;
 };

@@ -130,6 +130,20 @@ TEST(FlightExplain, RanksWithoutARecordingAreNamedTogether) {
                                                "step 9 for 15.0 s; ranks 0 and 1 wait for them"}));
 }
 
+// A header may say that there are a million ranks, and a note may name any of them.
+TEST(FlightExplain, ManyRanksWithoutRecordingsTakeNoTime) {
+  std::vector<FlightLog> logs;
+  for (int32_t rank = 0; rank < 16; ++rank) {
+    Log log(FlightRole::kDecode, rank, 1 << 20);
+    log.vote(5, 9).decision(5, 9);
+    for (uint32_t channel = 0; channel < 2000; ++channel) log.add(5, FlightKind::kDispatch, 9, 5, {channel});
+    logs.push_back(log.missing(5.1, FlightKind::kDispatch, 9, 5, {77, 0xffffffff, 1u << 20}));
+  }
+  EXPECT_EQ(stuck(logs),
+            Sentences({"rank 77 (decode, no recording of it here) has not dispatched layer 5 of step 9 for "
+                       "15.0 s; ranks 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14 and 15 wait for it"}));
+}
+
 TEST(FlightExplain, WhatWasSentAndDoesNotArriveIsTheConnection) {
   Log first(FlightRole::kDecode, 0, 2), second(FlightRole::kDecode, 1, 2, 1, 2);
   first.vote(5, 9).decision(5, 9).add(5, FlightKind::kDispatch, 9, 5);

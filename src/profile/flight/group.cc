@@ -15,7 +15,6 @@ std::vector<Group> group_logs(const std::vector<FlightLog>& logs) {
   std::map<std::pair<int32_t, uint64_t>, Group> by_id;
   for (const FlightLog& log : logs) {
     Group& group = by_id[{log.header.role, log.header.group}];
-    group.num_ranks = std::max(group.num_ranks, log.header.num_ranks);
     RankView view(log);
     const auto [known, is_new] = group.ranks.emplace(log.header.rank, view);
     if (!is_new && view.log->entries.size() > 0 &&

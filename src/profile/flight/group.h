@@ -14,7 +14,6 @@ namespace tandem::profile {
 // A server: its ranks, as far as there are logs of them; never none.
 struct Group {
   std::map<int32_t, RankView> ranks;
-  int32_t num_ranks = 0;
   bool is_past = false;  // all its processes are gone, and another server of its role lives
 
   const RankView* find(int32_t rank) const {
