@@ -2,7 +2,8 @@
 //   build/release/bench/kv_handover_bench [seconds per case, default 1]
 // One JSON object per line. Median, p10 and p90 are over handovers (or messages, or copies) of one case.
 // The child process listens as prefill does, the parent reads as decode does, each through its transfer thread and the
-// two queues, as an engine does. cpu_us is what one handover costs in CPU time of both processes together.
+// two queues, as an engine does. cpu_us is what one handover costs in CPU time of both processes together. kv/digest
+// is what the comparison of bytes adds: for a handover that is sampled, and on average at the default rate.
 #include <arpa/inet.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
@@ -45,6 +46,7 @@ const Shape kShapes[] = {
     {"tiny/layers=6/width=160/block=64/tokens=512", make_layout(6, 160, 64, 16), 512},
     {"deepseek-v3/layers=61/width=576/block=64/tokens=1024", make_layout(61, 576, 64, 32), 1024},
 };
+constexpr double kSampleRate = 0.01;  // --kv-digest-sample-rate's default
 constexpr size_t kRegionBytes = size_t(160) << 20;
 constexpr size_t kSocketChunk = size_t(64) << 10;
 
@@ -88,6 +90,7 @@ class Bench {
     CHECK(std::holds_alternative<PeerConnected>(next_report(port_)));
   }
   double handovers(const Shape& shape);
+  void digests(const Shape& shape, double transfer_gb_per_s);
   void round_trips(size_t bytes);
   double copies(size_t bytes);
   // GB/s of one TCP connection over loopback, plain sockets, reader and writer in two processes.
@@ -151,6 +154,29 @@ double Bench::handovers(const Shape& shape) {
   });
   return report(fmt::format("handover/{}", shape.name), samples,
                 double(layout.token_bytes()) * double(shape.num_tokens));
+}
+
+// What comparing a handover's bytes adds to its transfer, taken just before: both sides hash all of them, one handover
+// in a hundred by default. Blocks are scattered as in handovers().
+void Bench::digests(const Shape& shape, double transfer_gb_per_s) {
+  const KvStorage storage(device::Device::kCpu, shape.layout);
+  std::memset(storage.base(), 7, size_t(shape.layout.total_bytes()));
+  std::vector<int32_t> blocks(size_t(shape.num_tokens / shape.layout.block_tokens));
+  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = int32_t(i * 3 % blocks.size() * 2 + 1);
+  uint64_t digest = 0;  // printed, so that nothing is left out
+  Samples samples = repeat([&] { digest = storage.digest(blocks.data(), shape.num_tokens); });
+  const double bytes = double(shape.layout.token_bytes()) * double(shape.num_tokens);
+  const double hash_s = samples.at(0.5), transfer_s = bytes / transfer_gb_per_s / 1e9;
+  constexpr double kSides = 2;
+  fmt::print(
+      "{{\"case\": \"kv/digest/{}\", \"n\": {}, \"ns_per_byte\": {:.4f}, \"gb_per_s\": {:.2f}, \"bytes_hashed\": "
+      "{:.0f}, "
+      "\"hash_us\": {:.1f}, \"transfer_us\": {:.1f}, \"share_when_sampled\": {:.4f}, \"sample_rate\": {}, "
+      "\"bytes_hashed_on_average\": {:.0f}, \"share_of_transfer\": {:.5f}, \"digest\": \"{:016x}\"}}\n",
+      shape.name, samples.size(), hash_s / bytes * 1e9, bytes / hash_s / 1e9, kSides * bytes, kSides * hash_s * 1e6,
+      transfer_s * 1e6, kSides * hash_s / transfer_s, kSampleRate, kSides * bytes * kSampleRate,
+      kSides * hash_s * kSampleRate / transfer_s, digest);
+  std::fflush(stdout);
 }
 
 void Bench::round_trips(size_t bytes) {
@@ -265,15 +291,8 @@ int run(double seconds_per_case) {
     const double rate = bench.handovers(shape);
     fmt::print("{{\"case\": \"kv/share/{}\", \"of_loopback_tcp\": {:.2f}, \"of_memcpy\": {:.2f}}}\n", shape.name,
                rate / socket_limit, rate / copy_limit);
+    bench.digests(shape, rate);
   }
-  const KvStorage storage(device::Device::kCpu, kShapes[2].layout);
-  std::vector<int32_t> blocks(16);
-  for (int32_t i = 0; i < 16; ++i) blocks[size_t(i)] = 31 - 2 * i;
-  const TimePoint start = clock.now();
-  const uint64_t digest = storage.digest(blocks.data(), 1024);
-  const double bytes = double(storage.layout().token_bytes()) * 1024;
-  fmt::print("{{\"case\": \"kv/digest/deepseek-v3/tokens=1024\", \"gb_per_s\": {:.2f}, \"digest\": \"{:016x}\"}}\n",
-             bytes / seconds(clock.now() - start) / 1e9, digest);
   thread.reset();
   kill(child, SIGKILL);
   waitpid(child, nullptr, 0);

@@ -41,6 +41,13 @@ Result<Environment> read_environment();
 // may read.
 Status read_deployment_secret(const FlagValues& flags, Environment& environment);
 
+// Rows of a command's flags, which client_authorization(flags) reads.
+inline constexpr Flag kApiKeyFlag = {"--api-key", FlagKind::kString,   nullptr,
+                                     nullptr,     FlagSupport::kWorks, "sent as a bearer token (else OPENAI_API_KEY)"};
+inline constexpr Flag kAdminApiKeyFlag = {
+    "--admin-api-key", FlagKind::kString,   nullptr,
+    nullptr,           FlagSupport::kWorks, "sent instead, where the servers have one"};
+
 // What clients send as Authorization, as SGLang's do: OPENAI_API_KEY as a bearer token, else API_KEY as it is, or "".
 std::string client_authorization();
 // The same for a command with --api-key and --admin-api-key: the admin key if given (it opens everything), else the API

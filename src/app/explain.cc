@@ -20,7 +20,8 @@ using enum FlagSupport;
 constexpr Flag kFlags[] = {
     {"--json", kSwitch, nullptr, nullptr, kWorks, "the explanation as JSON"},
     {"--stuck-after", kFloat, "3", nullptr, kWorks, "seconds after which a wait counts as stuck"},
-    {"--api-key", kString, nullptr, nullptr, kWorks, "sent as a bearer token (else OPENAI_API_KEY)"},
+    kApiKeyFlag,
+    kAdminApiKeyFlag,
     {"--timeout", kFloat, "5", nullptr, kWorks, "seconds to wait for a server's answer"},
 };
 
@@ -39,8 +40,8 @@ Result<Order> read_order(Args args, bool& help_shown) {
       continue;
     }
     flags.push_back(args[i]);
-    const bool has_value = args[i].starts_with("--") && args[i] != "--json" && args[i] != "--help" &&
-                           args[i].find('=') == std::string::npos;
+    const auto row = std::ranges::find(kFlags, args[i], [](const Flag& flag) { return std::string_view(flag.names); });
+    const bool has_value = row != std::end(kFlags) && row->kind != kSwitch;  // "--timeout=5" is no row's name
     if (has_value && i + 1 < args.size()) flags.push_back(args[++i]);
   }
   ASSIGN_OR_RETURN(ParseOutcome parsed,
@@ -60,30 +61,42 @@ struct Gathered {
   bool is_silent = false;           // a server did not answer
 };
 
-Result<net::HttpResponse> ask(const std::string& url, const std::string& authorization, Duration timeout) {
+struct Server {
+  std::string url, authorization;
+  Duration timeout;
+};
+
+Result<net::HttpResponse> ask(const Server& server) {
   net::ClientRequest request;
   request.method = "GET";
-  ASSIGN_OR_RETURN(request.url, net::parse_url(url));
+  ASSIGN_OR_RETURN(request.url, net::parse_url(server.url));
   request.url.path = "/flight_recorder?raw=1";
-  request.connect_timeout = timeout;
-  if (!authorization.empty()) request.headers.emplace_back("Authorization", authorization);
-  return net::fetch(std::move(request), timeout);
+  request.connect_timeout = server.timeout;
+  if (!server.authorization.empty()) request.headers.emplace_back("Authorization", server.authorization);
+  return net::fetch(std::move(request), server.timeout);
 }
 
-void gather_server(const std::string& url, const std::string& authorization, Duration timeout, Gathered& to) {
-  const Result<net::HttpResponse> answer = ask(url, authorization, timeout);
-  if (!answer) {
-    to.is_silent = true;
-    to.faults.push_back(fmt::format("{}: {}", url, answer.error().message));
+// Takes the rings of a server that answers with them.
+void take(const Server& server, const net::HttpResponse& answer, Gathered& to) {
+  if (answer.status != 200) {
+    to.faults.push_back(fmt::format("{}: HTTP {}: {}", server.url, answer.status, answer.body.substr(0, 200)));
     return;
   }
-  if (answer->status != 200) {
-    to.faults.push_back(fmt::format("{}: HTTP {}: {}", url, answer->status, answer->body.substr(0, 200)));
-    return;
-  }
-  Result<std::vector<profile::FlightLog>> logs = profile::parse_flight_logs(answer->body, url);
+  Result<std::vector<profile::FlightLog>> logs = profile::parse_flight_logs(answer.body, server.url);
   if (!logs) return to.faults.push_back(logs.error().message);
   for (profile::FlightLog& log : *logs) to.logs.push_back(std::move(log));
+}
+
+// 0: it did not answer.
+int gather_server(const Server& server, Gathered& to) {
+  const Result<net::HttpResponse> answer = ask(server);
+  if (answer) {
+    take(server, *answer, to);
+    return answer->status;
+  }
+  to.is_silent = true;
+  to.faults.push_back(fmt::format("{}: {}", server.url, answer.error().message));
+  return 0;
 }
 
 Status gather(const std::string& source, const FlagValues& flags, Gathered& to) {
@@ -98,13 +111,13 @@ Status gather(const std::string& source, const FlagValues& flags, Gathered& to) 
     return not_found(fmt::format("{}: no such directory", source));
   }
   RETURN_IF_ERROR(net::parse_url(source));
-  const std::string authorization = flags.has("api_key") ? "Bearer " + flags.text("api_key") : client_authorization();
-  const Result<std::vector<Target>> servers = router_targets(source, "all", authorization);
-  if (!servers) {
-    gather_server(source, authorization, target_timeout(flags), to);
-    return Ok{};
-  }
-  for (const Target& server : *servers) gather_server(server.url, authorization, target_timeout(flags), to);
+  const Server server{source, client_authorization(flags), target_timeout(flags)};
+  if (gather_server(server, to) != 404) return Ok{};
+  // A router has no rings, but servers that do.
+  const Result<std::vector<Target>> behind = router_targets(source, "all", server.authorization);
+  if (!behind) return Ok{};
+  to.faults.pop_back();
+  for (const Target& target : *behind) gather_server({target.url, server.authorization, server.timeout}, to);
   return Ok{};
 }
 
@@ -128,7 +141,8 @@ int run_explain(Args args) {
   }
   for (const std::string& fault : gathered.faults) fmt::print(stderr, "tandem explain: {}\n", fault);
   if (gathered.logs.empty()) return gathered.is_silent ? 1 : 2;
-  const Duration patience = from_seconds(std::max(0.0, order->flags.number("stuck_after")));
+  constexpr double kMostPatience_s = 1e9;  // what a Duration holds is not much more
+  const Duration patience = from_seconds(std::clamp(order->flags.number("stuck_after"), 0.0, kMostPatience_s));
   const profile::Explanation explanation = profile::explain(gathered.logs, {patience});
   fmt::print("{}", order->flags.enabled("json") ? profile::explanation_json(explanation) + "\n"
                                                 : profile::explanation_text(explanation));

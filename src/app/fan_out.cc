@@ -65,8 +65,8 @@ std::vector<Flag> with_target_flags(std::span<const Flag> own, const char* defau
   flags.push_back({"--role", kString, default_role, "all|prefill|decode|regular", kWorks, "which of them"});
   flags.push_back(
       {"--url", kStringList, nullptr, nullptr, kWorks, "servers by their URLs, beside or without a router"});
-  flags.push_back({"--api-key", kString, nullptr, nullptr, kWorks, "sent as a bearer token (else OPENAI_API_KEY)"});
-  flags.push_back({"--admin-api-key", kString, nullptr, nullptr, kWorks, "sent instead, where the servers have one"});
+  flags.push_back(kApiKeyFlag);
+  flags.push_back(kAdminApiKeyFlag);
   flags.push_back({"--timeout", kFloat, "60", nullptr, kWorks, "seconds to wait for the answers"});
   return flags;
 }

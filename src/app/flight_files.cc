@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <sstream>
 
+#include "app/flight_sweep.h"
 #include "base/log.h"
 #include "profile/flight_explain.h"
 
@@ -38,8 +39,12 @@ std::string default_parent() {
   return error ? "/tmp" : parent.string();
 }
 
-Result<std::string> make_default_directory(engine::Role role) {
-  std::string name = fmt::format("{}/tandem-flight-{}-{}-XXXXXX", default_parent(), role_name(role), getpid());
+Result<std::string> make_default_directory(engine::Role role, const Clock& clock) {
+  const std::string parent = default_parent();
+  const int removed = sweep_flight_folders(parent, clock);
+  if (removed > 0)
+    log::info("flight recorder: {} old folder(s) of servers that are gone removed in {}", removed, parent);
+  std::string name = fmt::format("{}/{}{}-{}-XXXXXX", parent, kFlightFolderPrefix, role_name(role), getpid());
   if (mkdtemp(name.data()) == nullptr) return invalid_input(fmt::format("flight recorder: {}: cannot be made", name));
   return name;
 }
@@ -76,7 +81,7 @@ Result<std::unique_ptr<FlightFiles>> FlightFiles::create(const ResolvedConfig& c
 Status FlightFiles::open(const ResolvedConfig& config, uint64_t group, const Clock& clock) {
   const bool is_named = config.flags.has("flight_recorder_dir");
   ASSIGN_OR_RETURN(directory_,
-                   is_named ? make_named_directory(config, clock) : make_default_directory(config.engine.role));
+                   is_named ? make_named_directory(config, clock) : make_default_directory(config.engine.role, clock));
   for (int32_t i = 0; i < config.num_ranks; ++i) {
     profile::FlightIdentity identity;
     identity.epoch = config.engine.epoch;

@@ -12,6 +12,7 @@
 #include "app/nodes.h"
 #include "app/signals.h"
 #include "base/log.h"
+#include "net/access.h"
 #include "net/http_server.h"
 #include "profile/flight_explain.h"
 
@@ -19,15 +20,6 @@ namespace tandem::app {
 namespace {
 
 constexpr Duration kSignalPoll = std::chrono::milliseconds(50);
-
-// Time does not depend on where the two differ.
-bool is_same_secret(std::string_view given, std::string_view wanted) {
-  unsigned difference = given.size() == wanted.size() ? 0 : 1;
-  for (size_t i = 0; i < given.size(); ++i) {
-    difference |= static_cast<unsigned char>(given[i] ^ wanted[i % wanted.size()]);
-  }
-  return difference == 0;
-}
 
 class FollowerProcess final : public ServerProcess {
  public:
@@ -99,13 +91,11 @@ void FollowerProcess::answer(const net::HttpRequest& request, net::ResponseWrite
 
 // As a server's endpoint of this name.
 void FollowerProcess::answer_flight(const net::HttpRequest& request, net::HttpResponse& response) const {
-  if (config_.flags.has("api_key")) {
-    const std::string* given = request.header("authorization");
-    if (given == nullptr || !is_same_secret(*given, "Bearer " + config_.flags.text("api_key"))) {
-      response.status = 401;
-      response.body = R"({"error":"Unauthorized"})";
-      return;
-    }
+  const auto key = [this](const char* flag) { return config_.flags.has(flag) ? config_.flags.text(flag) : ""; };
+  if (!net::is_authorized({key("api_key"), key("admin_api_key")}, request, net::Access::kControl)) {
+    response.status = 401;
+    response.body = R"({"error":"Unauthorized"})";
+    return;
   }
   const bool raw = request.query == "raw=1";
   if (raw) response.content_type = "application/octet-stream";

@@ -325,6 +325,12 @@ Result<std::unique_ptr<kv::KvTransfer>> NodeRanksImpl::open_kv_port(int32_t rank
   options.heartbeat_max_failures = int32_t(config_.environment.heartbeat_max_failures);
   options.secret = config_.environment.deployment_secret;
   options.devices = config_.network_devices;
+#ifdef TANDEM_FAULTS
+  const FlagValues& flags = config_.flags;
+  if (flags.has("kv_read_fault")) {
+    ASSIGN_OR_RETURN(options.read_faults, kv::parse_read_faults(flags.text("kv_read_fault")));
+  }
+#endif
   return kv::make_ucx_transfer(options, {static_cast<std::byte*>(cache.base()), size_t(cache.layout().total_bytes())});
 }
 

@@ -40,8 +40,8 @@ constexpr Flag kProfileFlags[] = {
     {"--merge-profiles", kSwitch, nullptr, nullptr, kWorks, "one file of all ranks and servers; waits for them"},
     {"--wait", kInt, nullptr, nullptr, kWorks,
      "wait so many seconds for the files (default 120 with --merge-profiles, else not at all)"},
-    {"--api-key", kString, nullptr, nullptr, kWorks, "sent as a bearer token (else OPENAI_API_KEY)"},
-    {"--admin-api-key", kString, nullptr, nullptr, kWorks, "sent instead, where the servers have one"},
+    kApiKeyFlag,
+    kAdminApiKeyFlag,
     {"--stop", kSwitch, nullptr, nullptr, kWorks, "end a profile that runs, instead"},
 };
 

@@ -435,7 +435,7 @@ struct Resolver {
       if (is_idle(flag, config.backend)) harmless += (harmless.empty() ? "" : " ") + name;
       if (flag.support == FlagSupport::kLater && !is_default(flag, flags.at(field))) config.refusals.push_back(name);
     }
-    if (!harmless.empty()) warn("accepted, with nothing to do in this build: {}", harmless);
+    if (!harmless.empty()) warn("accepted, with nothing to do here: {}", harmless);
   }
 
   static bool is_default(const Flag& flag, const json::Value& value) {

@@ -168,6 +168,10 @@ constexpr Flag kFlags[] = {
     {"--eplb-target", kFloat, "0.97", nullptr, kWorks,
      "balancedness at which --eplb-algorithm tandem leaves a layer alone"},
     {"--kv-digest-sample-rate", kFloat, "0.01", nullptr, kWorks, "share of handovers whose bytes are compared"},
+#ifdef TANDEM_FAULTS
+    {"--kv-read-fault", kString, nullptr, nullptr, kWorks,
+     "flip|other|stale|twice:SHARE: spoils that share of the frames that bring reads"},
+#endif
     {"--flight-recorder-dir", kString, nullptr, nullptr, kWorks,
      "where the ranks' flight recordings go and stay (default: a temporary directory; none: nothing is recorded)"},
     {"--drain-timeout", kFloat, "4", nullptr, kWorks, "seconds that running requests get after SIGINT or SIGTERM"},

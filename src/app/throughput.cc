@@ -31,8 +31,8 @@ constexpr Flag kThroughputFlags[] = {
     {"--dp-size", kInt, nullptr, nullptr, kWorks, "ranks that must be there (default: the GPUs', or as numbered)"},
     {"--phase", kString, "auto", "auto|decode|prefill", kWorks, "auto: whatever was read"},
     {"--tolerance", kFloat, "0.1", nullptr, kWorks, "largest share by which the formulas may differ in a valid figure"},
-    {"--api-key", kString, nullptr, nullptr, kWorks, "sent as a bearer token (else OPENAI_API_KEY)"},
-    {"--admin-api-key", kString, nullptr, nullptr, kWorks, "sent instead, where the servers have one"},
+    kApiKeyFlag,
+    kAdminApiKeyFlag,
     {"--format", kString, "text", "text|json", kWorks, "form of the output"},
 };
 

@@ -17,8 +17,8 @@ class KvStorage {
   void* base() const { return buffer_.data(); }
   void* layer_base(int32_t layer) const { return static_cast<char*>(buffer_.data()) + layout_.offset(layer, 0); }
 
-  // FNV-1a-like 64-bit digest over the bytes of `num_tokens` tokens in `blocks` (block order, all layers). Both sides
-  // of a handover compute it over their own memory.
+  // device::Digest over the bytes of `num_tokens` tokens in `blocks` (block order, all layers), row by row. Both sides
+  // of a handover compute it over their own memory; a GPU's rows are copied to the host block by block.
   uint64_t digest(const int32_t* blocks, int32_t num_tokens) const;
 
  private:

@@ -62,6 +62,17 @@ class KvTransfer {
   virtual uint64_t bytes_read() const = 0;
 };
 
+#ifdef TANDEM_FAULTS
+// What is done to some of the frames that bring a read's bytes: a bit flipped, bytes from elsewhere in this cache, the
+// frame before once more, the frame itself twice. rate: the share of frames.
+struct ReadFaultPlan {
+  enum class Kind : uint8_t { kNone, kFlip, kOther, kStale, kTwice };
+  Kind kind = Kind::kNone;
+  double rate = 0;
+};
+Result<ReadFaultPlan> parse_read_faults(const std::string& text);  // "flip:0.1"
+#endif
+
 struct TransferOptions {
   std::string host = "127.0.0.1";
   uint16_t port = 0;  // prefill: listens here (the bootstrap port); decode: 0, does not listen
@@ -73,6 +84,9 @@ struct TransferOptions {
   std::string secret = {};                // of the deployment: both sides prove the same one, or both have none
   std::vector<std::string> devices = {};  // network devices, as of transport::Context; empty: all
   std::optional<int32_t> gpu = {};        // in whose memory the region lies; none: host memory
+#ifdef TANDEM_FAULTS
+  ReadFaultPlan read_faults = {};
+#endif
 };
 
 // region: the cache that peers may read (prefill) or into which reads land (decode).

@@ -9,7 +9,7 @@
 namespace tandem::net {
 
 // What an endpoint does: answers, or changes the server for everybody (pace, profiles, recordings, placement, caches,
-// the list of instances).
+// the list of instances) or shows its insides (the flight recorder's rings name hosts, processes, peers and rooms).
 enum class Access : uint8_t { kNormal, kControl };
 
 // Empty: not set. With an admin key, control wants it and nothing else; without, the API key opens everything. The

@@ -14,7 +14,7 @@
 
 namespace tandem::profile {
 
-inline constexpr std::string_view kFlightMagic = "TDFLIGHT";
+inline constexpr std::array<char, 8> kFlightMagic = {'T', 'D', 'F', 'L', 'I', 'G', 'H', 'T'};
 inline constexpr uint32_t kFlightVersion = 1;
 inline constexpr uint32_t kFlightHeaderBytes = 4096;
 inline constexpr uint32_t kFlightEntryBytes = 64;
@@ -88,8 +88,9 @@ uint32_t flight_check(const FlightWords& words);
 enum class FlightProcess : uint32_t { kUnknown, kRunning, kStopped, kGone };
 
 struct FlightHeader {
-  std::array<char, 8> magic{};
-  uint32_t version = 0, header_bytes = 0, num_entries = 0, entry_bytes = 0;
+  std::array<char, 8> magic = kFlightMagic;
+  uint32_t version = kFlightVersion, header_bytes = kFlightHeaderBytes, num_entries = kFlightEntries,
+           entry_bytes = kFlightEntryBytes;
   uint64_t epoch = 0;  // of the process, as handover messages carry it
   uint64_t group = 0;  // the same for all ranks of a server
   int32_t pid = 0, role = 0;

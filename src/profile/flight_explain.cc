@@ -9,6 +9,8 @@
 #include <set>
 #include <tuple>
 
+#include "profile/flight/forward_pace.h"
+#include "profile/flight/group.h"
 #include "profile/flight/handover_waits.h"
 #include "profile/flight/rank_view.h"
 
@@ -16,28 +18,6 @@ namespace tandem::profile {
 namespace {
 
 using Kind = FlightFinding::Kind;
-
-// A server: its ranks, as far as there are logs of them.
-struct Group {
-  std::map<int32_t, RankView> ranks;
-  int32_t num_ranks = 0;
-  bool is_past = false;  // all its processes are gone, and another server of its role lives
-
-  const RankView* find(int32_t rank) const {
-    const auto found = ranks.find(rank);
-    return found == ranks.end() ? nullptr : &found->second;
-  }
-  const RankView& first() const { return ranks.begin()->second; }
-  // Whether anybody has looked at its processes. A copy from elsewhere stands for their end: they may have waited for
-  // hours after the last entry.
-  bool is_seen() const {
-    return std::ranges::any_of(ranks, [](const auto& r) { return r.second.log->process != FlightProcess::kUnknown; });
-  }
-  std::string name_of(int32_t rank) const {
-    const RankView* view = find(rank);
-    return view ? view->name() : fmt::format("rank {} ({}, no recording of it here)", rank, first().role());
-  }
-};
 
 double age_s(int64_t since_ns, int64_t now_ns) { return std::max(0.0, (double(now_ns) - double(since_ns)) / 1e9); }
 
@@ -50,7 +30,15 @@ std::string ranks_text(const std::vector<int32_t>& ranks) {
 
 std::string last_text(const RankView& view, int64_t now_ns) {
   if (view.last == nullptr) return "nothing is written";
-  return fmt::format("its last entry, {:.1f} s old, is '{}'", view.age_s(now_ns), describe(*view.last));
+  const std::optional<ForwardPace> pace = forward_pace(view, now_ns);
+  return fmt::format("its last entry, {:.1f} s old, is '{}'{}", view.age_s(now_ns), describe(*view.last),
+                     pace && pace->usual_s >= 0 ? ", " + pace->text() : "");
+}
+
+// Silent, but not for longer than its earlier forward passes let expect.
+bool is_working(const RankView& view, int64_t now_ns) {
+  const std::optional<ForwardPace> pace = forward_pace(view, now_ns);
+  return pace && pace->is_work();
 }
 
 // Who waits for whom in one server, and which rank is at the bottom of it.
@@ -87,12 +75,20 @@ class GroupExplainer {
     return finding;
   }
 
-  // Without a recording of a rank, whoever waited long has named it.
-  static bool is_named(const FlightEntry* note, int32_t rank) {
-    if (note == nullptr) return false;
+  // The ranks in [first, end) that may be missing: those with a recording, and those that whoever waited long has
+  // named. Not all: what a header says of their number is from outside.
+  std::set<int32_t> candidates(const RankView& view, const FlightWait& wait) const {
+    const auto [first, end] = view.ranks_of(wait);
+    std::set<int32_t> ranks;
+    for (auto at = group_.ranks.lower_bound(first); at != group_.ranks.lower_bound(end); ++at) ranks.insert(at->first);
+    const FlightEntry* const note = view.note_of(wait);
+    if (note == nullptr) return ranks;
     const uint32_t listed = std::min<uint32_t>(note->words[1], uint32_t(note->words.size()) - 2);
-    return std::any_of(note->words.begin() + 2, note->words.begin() + 2 + listed,
-                       [&](uint32_t named) { return named == uint32_t(rank); });
+    for (uint32_t i = 0; i < listed; ++i) {
+      const int64_t named = note->words[2 + i];
+      if (named >= first && named < end) ranks.insert(int32_t(named));
+    }
+    return ranks;
   }
 
   // What a process that is gone waited for counts where the others are down, too: after the end of all.
@@ -102,13 +98,14 @@ class GroupExplainer {
     const int32_t self = view.header().rank;
     for (const FlightWait& wait : view.open_waits()) {
       const bool is_old = age_s(wait.since_ns, now_ns_) > patience_s_;
-      const auto [first, end] = view.ranks_of(wait);
-      for (int32_t rank = first; rank < end; ++rank) {
+      for (const int32_t rank : candidates(view, wait)) {
         if (rank == self) continue;
         const RankView* other = group_.find(rank);
-        const bool is_missing = other ? !other->has_come_to(wait) : is_named(view.note_of(wait), rank);
+        const bool is_missing = other == nullptr || !other->has_come_to(wait);
         const bool is_down = other && other->is_down();
-        if (is_missing && (is_down || (is_old && !is_gone))) blocked_[self].push_back({rank, wait});
+        if (!is_missing || !(is_down || (is_old && !is_gone))) continue;
+        blocked_[self].push_back({rank, wait});
+        missing_.insert(rank);
       }
     }
   }
@@ -152,6 +149,16 @@ class GroupExplainer {
     finding.waited_s = age_s(wait.since_ns, now_ns_);
   }
 
+  // "rank 2 (decode, pid 4711) is in a forward pass for 4.0 s (earlier ones took 1.2 s); ranks 0 and 1 wait for it"
+  void set_working(FlightFinding& finding, const RankView& view) const {
+    finding.kind = Kind::kWorking;
+    finding.is_stuck = false;
+    finding.sentence = fmt::format("{} is {}", view.name(), forward_pace(view, now_ns_)->text());
+    if (finding.waiting.empty()) return;
+    finding.sentence +=
+        fmt::format("; {} {} for it", ranks_text(finding.waiting), finding.waiting.size() == 1 ? "waits" : "wait");
+  }
+
   // Decisions of the same step are the same on all ranks.
   void compare_decisions() {
     std::map<uint64_t, const FlightEntry*> by_step;
@@ -185,7 +192,7 @@ class GroupExplainer {
   // The ranks without a recording here that are waited for in the same operation.
   std::vector<int32_t> unrecorded_like(const FlightWait& wait) const {
     std::vector<int32_t> ranks;
-    for (int32_t rank = 0; rank < group_.num_ranks; ++rank) {
+    for (const int32_t rank : missing_) {
       if (group_.find(rank) != nullptr) continue;
       const std::optional<FlightWait> theirs = first_wait_for(rank);
       const bool is_same = theirs && theirs->kind == wait.kind && theirs->step == wait.step &&
@@ -196,7 +203,7 @@ class GroupExplainer {
   }
 
   void name_missing() {
-    for (int32_t rank = 0; rank < group_.num_ranks; ++rank) {
+    for (const int32_t rank : missing_) {
       const std::optional<FlightWait> wait = first_wait_for(rank);
       if (!wait || blocked_.contains(rank) || named_.contains(rank)) continue;
       const RankView* view = group_.find(rank);
@@ -207,6 +214,10 @@ class GroupExplainer {
       FlightFinding& finding = add(Kind::kRankMissing, ranks);
       set_wait(finding, *wait);
       finding.waiting = waiting_for(rank);
+      if (view && is_working(*view, now_ns_)) {
+        set_working(finding, *view);
+        continue;
+      }
       const bool one = ranks.size() == 1;
       const std::string who = one ? group_.name_of(rank)
                                   : fmt::format("{} ({}, no recording of them here)", ranks_text(ranks), finding.role);
@@ -267,7 +278,7 @@ class GroupExplainer {
     }
   }
 
-  // A rank that lives comes by every 20 ms, waiting or not, unless it computes.
+  // A rank that lives comes by every 20 ms, waiting or not, unless it computes: for how long its own ring can say.
   void name_silent() {
     for (const auto& [rank, view] : group_.ranks) {
       const bool is_clear = view.is_down() || view.has_ended() || blocked_.contains(rank) || named_.contains(rank);
@@ -276,6 +287,10 @@ class GroupExplainer {
       FlightFinding& finding = add(Kind::kRankSilent, {rank});
       finding.step = view.last->step;
       finding.waited_s = view.age_s(now_ns_);
+      if (is_working(view, now_ns_)) {
+        set_working(finding, view);
+        continue;
+      }
       finding.sentence = fmt::format("{} waits for nobody and has done nothing for {:.1f} s: {}", view.name(),
                                      finding.waited_s, last_text(view, now_ns_));
     }
@@ -302,37 +317,12 @@ class GroupExplainer {
   const Group& group_;
   const int64_t now_ns_;
   const double patience_s_;
-  std::map<int32_t, std::vector<Blocked>> blocked_;
-  std::set<int32_t> named_;  // nothing more is to be said of them
+  std::map<int32_t, std::vector<Blocked>> blocked_;  // by who waits
+  std::set<int32_t> missing_;                        // that any of them waits for
+  std::set<int32_t> named_;                          // nothing more is to be said of them
   std::set<std::pair<int32_t, int32_t>> down_pids_;
   std::vector<FlightFinding> findings_;
 };
-
-std::vector<Group> group_logs(const std::vector<FlightLog>& logs) {
-  std::map<std::pair<int32_t, uint64_t>, Group> by_id;
-  for (const FlightLog& log : logs) {
-    Group& group = by_id[{log.header.role, log.header.group}];
-    group.num_ranks = std::max(group.num_ranks, log.header.num_ranks);
-    RankView view(log);
-    const auto [known, is_new] = group.ranks.emplace(log.header.rank, view);
-    if (!is_new && view.log->entries.size() > 0 &&
-        (known->second.last == nullptr || view.last->sequence > known->second.last->sequence)) {
-      known->second = view;
-    }
-  }
-  std::map<int32_t, bool> lives;  // by role
-  const auto is_alive = [](const auto& rank) {
-    const FlightLog& log = *rank.second.log;
-    return log.process != FlightProcess::kGone && log.header.is_closed == 0;
-  };
-  for (const auto& [id, group] : by_id) lives[id.first] |= std::ranges::any_of(group.ranks, is_alive);
-  std::vector<Group> groups;
-  for (auto& [id, group] : by_id) {
-    group.is_past = lives[id.first] && std::ranges::none_of(group.ranks, is_alive);
-    groups.push_back(std::move(group));
-  }
-  return groups;
-}
 
 // What the server does where nothing is wrong.
 FlightFinding state_of(const Group& group) {
@@ -400,7 +390,8 @@ class HandoverExplainer {
 
   bool is_stuck(const HandoverWait& wait, const RankView* peer) const {
     if (peer == nullptr) return age_s(std::max(wait.since_ns, wait.heard_ns), now_ns_) > patience_s_;
-    return peer->is_down() || peer->has_ended() || peer->age_s(now_ns_) > patience_s_;
+    if (peer->is_down() || peer->has_ended()) return true;
+    return peer->age_s(now_ns_) > patience_s_ && !is_working(*peer, now_ns_);
   }
 
   std::string sentence_of(const RankView& view, const HandoverWait& wait, const RankView* peer, double waited_s) const {

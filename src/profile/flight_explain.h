@@ -27,6 +27,7 @@ struct FlightFinding {
     kRankSilent,   // alive, waits for nobody, does nothing
     kGaveUp,       // ended with a reason
     kHandover,     // prefill or decode waits for the other side
+    kWorking,      // computes for long, but no longer than its earlier forward passes let expect; never stuck
     kState,        // nothing wrong: what the server does
     kCount
   };

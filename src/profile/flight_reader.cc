@@ -58,7 +58,7 @@ FlightProcess look_up(const FlightHeader& header) {
 }
 
 Status check_header(const FlightHeader& header, size_t bytes) {
-  if (std::string_view(header.magic.data(), header.magic.size()) != kFlightMagic) return corrupt("no flight recording");
+  if (header.magic != kFlightMagic) return corrupt("no flight recording");
   if (header.version != kFlightVersion) {
     return corrupt(fmt::format("version {} of a flight recording, this is {}", header.version, kFlightVersion));
   }
@@ -164,13 +164,18 @@ Result<FlightDirectory> read_flight_directory(const std::string& directory, cons
   fs::recursive_directory_iterator it(directory, fs::directory_options::skip_permission_denied, error);
   if (error) return not_found(fmt::format("{}: {}", directory, error.message()));
   std::vector<fs::path> paths;
-  for (; it != fs::recursive_directory_iterator() && paths.size() < kMostFiles; it.increment(error)) {
-    if (error) break;
+  for (; !error && it != fs::recursive_directory_iterator() && paths.size() < kMostFiles; it.increment(error)) {
     if (it.depth() >= kMostDepth) it.disable_recursion_pending();
-    if (it->path().extension() == kFlightSuffix && it->is_regular_file(error)) paths.push_back(it->path());
+    std::error_code unknown;
+    if (it->path().extension() == kFlightSuffix && it->is_regular_file(unknown)) paths.push_back(it->path());
   }
   std::sort(paths.begin(), paths.end());
   FlightDirectory found;
+  if (error) found.faults.push_back(fmt::format("{}: {}: what lies behind is left out", directory, error.message()));
+  if (paths.size() == kMostFiles) {
+    found.faults.push_back(
+        fmt::format("{}: {} recordings are read, what lies behind is left out", directory, kMostFiles));
+  }
   const std::string host = own_host_name();
   for (const fs::path& path : paths) read_into(path, clock, host, found);
   if (!found.logs.empty()) return found;

@@ -71,11 +71,6 @@ FlightRecorder::~FlightRecorder() {
 
 void FlightRecorder::write_header() {
   FlightHeader header;
-  std::copy(kFlightMagic.begin(), kFlightMagic.end(), header.magic.begin());
-  header.version = kFlightVersion;
-  header.header_bytes = kFlightHeaderBytes;
-  header.num_entries = kFlightEntries;
-  header.entry_bytes = kFlightEntryBytes;
   header.epoch = identity_.epoch;
   header.group = identity_.group;
   header.pid = getpid();

@@ -60,6 +60,7 @@ const char* to_string(FlightFinding::Kind kind) {
     case FlightFinding::Kind::kRankSilent: return "rank_silent";
     case FlightFinding::Kind::kGaveUp: return "gave_up";
     case FlightFinding::Kind::kHandover: return "handover";
+    case FlightFinding::Kind::kWorking: return "working";
     case FlightFinding::Kind::kState: return "state";
     case FlightFinding::Kind::kCount: break;
   }

@@ -53,7 +53,7 @@ constexpr Route kRoutes[] = {
     {"/dump_expert_distribution_record", kGet | kPost, dump_expert_recording, Access::kControl},
     {"/rebalance", kPost, post_rebalance, Access::kControl},
     {"/expert_placement", kGet, get_expert_placement},
-    {"/flight_recorder", kGet, get_flight_recorder},
+    {"/flight_recorder", kGet, get_flight_recorder, Access::kControl},
 };
 
 const Route* find_route(std::string_view path) {

@@ -7,6 +7,7 @@ import time
 
 import harness
 from harness import REFERENCE, Case, Pair, Stream, greedy, request, wait_until
+from steady_load import assert_tokens_return
 
 PROMPT = next(prompt for prompt in REFERENCE if prompt["name"] == "chat-capital")
 EXPECTED = PROMPT["greedy"][:8]  # "The capital of France is Paris." and end of sentence
@@ -94,6 +95,23 @@ class FaultsTest(Case):
         stamps["service"] = time.monotonic() - begin
         self.wait_idle()
         print("seconds after the kill:", {name: round(stamp, 1) for name, stamp in stamps.items()})
+
+    def test_tokens_per_second_return_after_either_side_was_restarted(self):
+        pair = self.deployment
+        for victim, restart in (("prefill", pair.start_prefill), ("decode", pair.start_decode)):
+            with self.subTest(victim=victim):
+                self.serves_again("service before the fault")
+
+                def die_and_come_back():
+                    server = getattr(pair, victim)
+                    server.kill()
+                    server.log_file.close()
+                    restart()
+                    pair.wait_ready()
+                    self.serves_again("service with the restarted side")
+
+                assert_tokens_return(self, self.port, die_and_come_back)
+                self.wait_idle(LOST_DEADLINE_S)
 
     def test_prefill_dies(self):
         pair = self.deployment

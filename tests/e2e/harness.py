@@ -215,6 +215,8 @@ class Combined:
 class Pair:
     """A prefill server, a decode server and the router."""
 
+    router_flags = ()
+
     def __init__(self, *flags):
         self.flags = flags
         self.prefill_port, self.bootstrap_port, self.decode_port = free_port(), free_port(), free_port()
@@ -242,6 +244,7 @@ class Pair:
             1,
             "--cb-timeout-duration-secs",
             2,
+            *self.router_flags,
         )
         self.front = self.router
 

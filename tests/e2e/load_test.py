@@ -58,6 +58,9 @@ class Client:
                     self.tokens += 1
                     if b'"error"' in line:
                         self.error = line[:200]
+                elif self.status != 200 and line.startswith(b"{"):
+                    self.error = line[:300]
+                    return
         except OSError as error:
             self.error = repr(error)
         finally:

@@ -265,6 +265,33 @@ class PairOfGroups:
             server.close()
 
 
+class Streams:
+    """Long answers under way to many clients at once, and how each ended."""
+
+    def __init__(self, port, count=12):
+        self.port, self.ends, self.begun = port, [None] * count, set()
+        self.threads = [threading.Thread(target=self.ask, args=(i,)) for i in range(count)]
+        for thread in self.threads:
+            thread.start()
+        wait_until(lambda: len(self.begun) == count, 60, "all streams have begun")
+
+    def ask(self, i):
+        body = {"input_ids": PROMPTS[i % len(PROMPTS)]["ids"], "sampling_params": greedy(3000, ignore_eos=True)}
+        try:
+            with Stream(self.port, "/generate", {**body, "stream": True}, 60) as stream:
+                last = None
+                for last in stream:
+                    self.begun.add(i)
+                self.ends[i] = ("done" if stream.done else "cut", last)
+        except (OSError, http.client.HTTPException) as error:
+            self.ends[i] = (type(error).__name__, error)
+
+    def join(self, deadline_s):
+        for thread in self.threads:
+            thread.join(deadline_s)
+        return self.ends
+
+
 class LossTest(Case):
     """kill -9 of a node under load, while experts move between nodes: an owner whose reader dies lives on."""
 
@@ -278,23 +305,7 @@ class LossTest(Case):
 
     def test_every_client_hears_health_turns_red_and_node_0_names_the_node(self):
         first, other = self.deployment.servers
-        ends, begun = [None] * 12, set()
-
-        def ask(i):
-            body = {"input_ids": PROMPTS[i % len(PROMPTS)]["ids"], "sampling_params": greedy(3000, ignore_eos=True)}
-            try:
-                with Stream(self.port, "/generate", {**body, "stream": True}, 60) as stream:
-                    last = None
-                    for last in stream:
-                        begun.add(i)
-                    ends[i] = ("done" if stream.done else "cut", last)
-            except (OSError, http.client.HTTPException) as error:
-                ends[i] = (type(error).__name__, error)
-
-        threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(ends))]
-        for thread in threads:
-            thread.start()
-        wait_until(lambda: len(begun) == len(ends), 60, "all streams have begun")
+        streams = Streams(self.port)
         other.kill()
         killed = time.monotonic()
 
@@ -305,8 +316,7 @@ class LossTest(Case):
                 return True
 
         wait_until(red, LOST_DEADLINE_S, "health red")
-        for thread in threads:
-            thread.join(30)
+        ends = streams.join(30)
         self.assertLess(time.monotonic() - killed, LOST_DEADLINE_S)
         for how, last in ends:
             self.assertEqual(how, "done", ends)
@@ -315,6 +325,63 @@ class LossTest(Case):
             self.assertIn("node 1", reason["message"])
         self.assertEqual(first.child.wait(LOST_DEADLINE_S), 1)
         self.assertIn("node 1 (127.0.0.1) was lost", first.log())
+
+
+class DecodeGroup(Case):
+    """One prefill server and a decode server of two nodes behind the router: node 1 of decode is lost under load."""
+
+    @classmethod
+    def make(cls):
+        pair = harness.Pair.__new__(harness.Pair)
+        pair.flags = ()
+        pair.prefill_port, pair.bootstrap_port = free_port(), free_port()
+        pair.start_prefill()
+        cls.group = Nodes("decode", 2, "--disaggregation-mode", "decode")
+        pair.decode, pair.decode_port = cls.group.front, cls.group.front.port
+        pair.start_router(free_port())
+        return pair
+
+    @classmethod
+    def tearDownClass(cls):
+        super().tearDownClass()
+        cls.group.close()
+
+    def lose(self, number, deadline_s, reason):
+        """Sends the signal to node 1. All that waits for it has its end within the deadline."""
+        first, other = self.group.servers
+        streams = Streams(self.port)
+        os.kill(other.child.pid, number)
+        began = time.monotonic()
+        stamps = {}
+        ends = streams.join(deadline_s)
+        stamps["clients"] = time.monotonic() - began
+        self.assertLess(stamps["clients"], deadline_s, ends)
+        for how, last in ends:
+            self.assertEqual(how, "done", ends)
+            finish = last["meta_info"]["finish_reason"]
+            self.assertEqual(finish["type"], "abort", last)
+            self.assertIn("node 1", finish["message"])
+        self.assertEqual(first.child.wait(max(1, deadline_s - stamps["clients"])), 1, first.log()[-2000:])
+        stamps["node 0"] = time.monotonic() - began
+        self.assertIn("node 1 (127.0.0.1) was lost" + reason, first.log())
+        prefill = self.deployment.prefill
+        wait_until(lambda: harness.idle_fault(prefill.state()) is None, deadline_s, "prefill has its blocks back")
+        stamps["prefill's blocks"] = time.monotonic() - began
+        print("seconds:", {name: round(stamp, 1) for name, stamp in stamps.items()})
+        # Nobody is there to answer, and who asks hears that at once.
+        body = {"input_ids": PROMPTS[0]["ids"], "sampling_params": greedy(4)}
+        self.assertIn(request(self.port, "POST", "/generate", body, deadline_s=20).status, (500, 502, 503))
+        wait_until(lambda: harness.idle_fault(prefill.state()) is None, LOST_DEADLINE_S, "and keeps none")
+
+
+class KilledDecodeNodeTest(DecodeGroup):
+    def test_clients_prefill_and_node_0_are_told_within_seconds(self):
+        self.lose(signal.SIGKILL, LOST_DEADLINE_S, "")
+
+
+class FrozenDecodeNodeTest(DecodeGroup):
+    def test_clients_prefill_and_node_0_are_told_once_it_was_silent_for_twelve_seconds(self):
+        self.lose(signal.SIGSTOP, 25, ": nothing was heard of it for 12 s")
 
 
 class FrozenTest(Case):

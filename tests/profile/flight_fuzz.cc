@@ -17,11 +17,6 @@ using namespace tandem::profile;
 // A sound header; what may vary is taken from the input.
 void put_header(std::string& ring, std::string_view& rest) {
   FlightHeader header;
-  std::copy(kFlightMagic.begin(), kFlightMagic.end(), header.magic.begin());
-  header.version = kFlightVersion;
-  header.header_bytes = kFlightHeaderBytes;
-  header.num_entries = kFlightEntries;
-  header.entry_bytes = kFlightEntryBytes;
   uint8_t fields[8] = {};
   std::memcpy(fields, rest.data(), std::min(rest.size(), sizeof(fields)));
   rest.remove_prefix(std::min(rest.size(), sizeof(fields)));

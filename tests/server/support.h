@@ -54,8 +54,10 @@ class TestClock final : public Clock {
 
 class Fixture {
  public:
-  explicit Fixture(ServerConfig config = tiny_config(), bool started = true, net::HttpServerOptions options = {}) {
+  explicit Fixture(ServerConfig config = tiny_config(), bool started = true, net::HttpServerOptions options = {},
+                   std::vector<const profile::FlightRecorder*> flight = {}) {
     ServerParts parts;
+    parts.flight = std::move(flight);
     parts.loop = &loop_.loop();
     parts.clock = &clock_;
     parts.metrics = &metrics_;

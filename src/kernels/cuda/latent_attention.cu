@@ -428,7 +428,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if (threadIdx.x >= 256) {
     if constexpr (kFp8) {
-      give_registers<96>();
+      give_registers<88>();
       produce_widened<kLora>(s, &q_map, a, work);
     } else {
       give_registers<40>();

@@ -15,6 +15,7 @@
 #include "kv/transfers/gpu_reads.h"
 #include "kv/transfers/link_wire.h"
 #include "kv/transfers/ranges.h"
+#include "kv/transfers/read_faults.h"
 #include "kv/transfers/ucx_reads.h"
 #include "transport/transport.h"
 
@@ -61,6 +62,7 @@ class UcxTransfer final : public KvTransfer {
         context_(std::move(context)),
         worker_(std::move(worker)),
         address_(std::move(address)),
+        faults_(options, region),
         reads_(region, options.gpu.has_value(), [this](PeerId peer, const ReadRequestFrame& request) {
           if (const Link* link = find(peer)) send_frame(*link, request);
         }) {}
@@ -109,6 +111,7 @@ class UcxTransfer final : public KvTransfer {
   const std::unique_ptr<transport::Context> context_;
   const std::unique_ptr<transport::Worker> worker_;
   const std::string address_;
+  [[no_unique_address]] ReadFaults faults_;
   UcxReads reads_;
   uint64_t next_peer_ = 1;
   std::map<uint64_t, Link> links_;
@@ -319,7 +322,8 @@ void UcxTransfer::on_bytes(Link& link, std::string_view bytes, TimePoint now) {
   }
   if (const auto* request = std::get_if<ReadRequestFrame>(&*frame)) return serve_read(link, *request);
   if (const auto* data = std::get_if<ReadDataFrame>(&*frame)) {
-    if (!reads_.on_data(link.peer, data->tag, data->bytes)) {
+    const auto deliver = [&](std::string_view bytes) { return reads_.on_data(link.peer, data->tag, bytes); };
+    if (!faults_.pass(data->bytes, deliver)) {
       lose(link, "bytes that nobody asked for", RefuseFrame{"bytes that nobody asked for"});
     }
     return;
