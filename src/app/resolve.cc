@@ -126,15 +126,12 @@ struct Resolver {
 
   void resolve_kv_dtype() {
     const std::string dtype = flags.text("kv_cache_dtype");
-    if (dtype == "bf16" || dtype == "bfloat16") {
-      config.kv_dtype = device::DType::kBF16;
-    } else if (dtype == "fp8_e4m3") {
-      config.kv_dtype = device::DType::kF8E4M3;
-      const int64_t width = config.model.kv_lora_rank + config.model.rope_dim;
-      if (width > kernels::kMaxF8CacheRow) {
-        fault("--kv-cache-dtype fp8_e4m3: {} values per token and layer, at most {}", width, kernels::kMaxF8CacheRow);
-      }
-    } else if (dtype != "auto" && dtype != "float32") {
+    if (dtype == "bf16" || dtype == "bfloat16") config.kv_dtype = device::DType::kBF16;
+    if (dtype == "fp8_e4m3") config.kv_dtype = device::DType::kF8E4M3;
+    const int32_t width = config.model.kv_lora_rank + config.model.rope_dim, most = kernels::kMaxF8CacheRow;
+    if (config.kv_dtype == device::DType::kF8E4M3 && width > most)
+      fault("--kv-cache-dtype fp8_e4m3: {} values per token and layer, at most {}", width, most);
+    if (dtype == "fp8_e5m2" || dtype == "fp4_e2m1") {
       fault("--kv-cache-dtype {}: only auto, float32, bf16 and fp8_e4m3 are supported", dtype);
     }
   }
