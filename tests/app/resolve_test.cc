@@ -86,6 +86,8 @@ TEST(Resolve, NodesAgreeOnWhatTheyShareAndKeepTheRest) {
   EXPECT_EQ(settings("0"), settings("1" + of_one_node));
   EXPECT_NE(settings("0"), settings("1 --page-size 4"));
   EXPECT_NE(settings("0"), settings("1 --max-total-tokens 4096"));
+  EXPECT_NE(settings("0"), settings("1 --deepep-dispatch-dtype fp8"));
+  EXPECT_EQ(settings("0"), settings("1 --deepep-dispatch-dtype bf16")) << "what was chosen counts";
   EXPECT_NE(settings("0"), settings("1 --json-model-override-args {\"num_hidden_layers\":3}"));
 }
 
@@ -189,6 +191,27 @@ TEST(Resolve, AnExplicitDispatchLimitBelowTheDecodeBatchIsAFault) {
       resolve_line("--model-path " + kTiny + " --enable-deepep-moe --deepep-mode low_latency --max-running-requests 65",
                    environment);
   EXPECT_NE(joined(outcome.faults).find("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK=64"), std::string::npos);
+}
+
+TEST(Resolve, RowsTravelInFp8WhereThatChangesNothingOrWhereItIsAskedFor) {
+  const auto payload = [](const std::string& flags, bool bf16_dispatch = false) -> std::string {
+    Environment environment;
+    environment.bf16_dispatch = bf16_dispatch;
+    const ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " " + flags, environment);
+    if (!outcome.faults.empty()) return joined(outcome.faults);
+    const bool fp8 = outcome.config.experts.payload == parallel::ExchangePayload::kFp8;
+    EXPECT_EQ(outcome.config.flags.text("deepep_dispatch_dtype"), fp8 ? "fp8" : "bf16") << flags;
+    return fp8 ? "fp8" : "as they are";
+  };
+  const std::string asked = "--deepep-dispatch-dtype fp8", tensor = "--device cuda --kernel-backend tensor ";
+  EXPECT_EQ(payload(""), "as they are");
+  EXPECT_EQ(payload(asked), "fp8");
+  EXPECT_EQ(payload(asked, true), "fp8") << "the flag wins";
+  EXPECT_EQ(payload("--device cuda"), "as they are");
+  EXPECT_EQ(payload(tensor), "fp8");
+  EXPECT_EQ(payload(tensor, true), "as they are");
+  EXPECT_EQ(payload(tensor + "--deepep-dispatch-dtype bf16"), "as they are");
+  EXPECT_NE(payload("--device cuda " + asked).find("--kernel-backend tensor"), std::string::npos);
 }
 
 TEST(Resolve, TheCacheIsF32UnlessBf16IsAskedFor) {

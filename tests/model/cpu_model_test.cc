@@ -31,9 +31,11 @@ Text load_text() {
 }
 
 // Relative error of the mean negative log-likelihood over the first `count` tokens.
-double nll_error(Isa isa, const Text& text, size_t count) {
+double nll_error(Isa isa, const Text& text, size_t count,
+                 parallel::ExchangePayload payload = parallel::ExchangePayload::kAsTheyAre) {
   RunnerOptions options;
   options.isa = isa;
+  options.payload = payload;
   const auto model = must_load(options);
   const size_t vocab = size_t(model->config().vocab_size);
   Runner runner(*model, options);
@@ -53,6 +55,13 @@ double nll_error(Isa isa, const Text& text, size_t count) {
 TEST(TinyModelCpu, LossOfTheHeldOutTextIsTheReferences) {
   if (isas_of_this_machine().empty()) GTEST_SKIP() << "needs AVX2";
   EXPECT_LT(nll_error(kernels::best_isa(), load_text(), 4096), 0.005);
+}
+
+TEST(TinyModelCpu, WithRowsToExpertsInFp8TheLossIsWithinAPercent) {
+  if (isas_of_this_machine().empty()) GTEST_SKIP() << "needs AVX2";
+  const double error = nll_error(kernels::best_isa(), load_text(), 4096, parallel::ExchangePayload::kFp8);
+  RecordProperty("nll_error", std::to_string(error));
+  EXPECT_LT(error, 0.01);
 }
 
 TEST(TinyModelCpu, EveryInstructionSetHasTheReferencesLoss) {
