@@ -1,6 +1,6 @@
 // Cost of one dispatch and combine for 64 tokens a rank: two ranks in one process, through pointers, and in two
-// processes, through UCX. No experts run: what is left is the exchange. Results are compared first; both are timed in
-// one run, medians over all rounds of rank 0.
+// processes, through UCX; rows in f32, as the CPU's activations are, and in FP8. No experts run: what is left is the
+// exchange. Results are compared first; all are timed in one run, medians over all rounds of rank 0.
 //   build/release/bench/parallel_exchange_bench [rounds]
 #include <fmt/format.h>
 #include <signal.h>
@@ -28,12 +28,20 @@ struct Case {
 };
 constexpr Case kCases[] = {{"tiny", 256, 4, 16}, {"deepseek", 7168, 8, 128}};
 
-ExchangeShape shape_of(const Case& which) {
+// One of the measurements.
+struct Way {
+  ExchangeMode mode = ExchangeMode::kNormal;
+  ExchangePayload payload = ExchangePayload::kAsTheyAre;
+};
+
+ExchangeShape shape_of(const Case& which, const Way& way) {
   ExchangeShape shape;
   shape.num_ranks = 2;
   shape.slots_per_rank = which.slots_per_rank;
   shape.top_k = which.top_k;
   shape.hidden = which.hidden;
+  shape.dtype = device::DType::kF32;
+  shape.payload = way.payload;
   shape.max_tokens = kTokens;
   shape.max_low_latency_tokens = kTokens;
   return shape;
@@ -51,12 +59,14 @@ ExchangeRound round_of(ExchangeMode mode, uint64_t number) {
 struct Figures {
   double p10 = 0, p50 = 0, p90 = 0;
   std::vector<float> first;  // results of the first round
+  double row_kb = 0;         // sent to the other process in a round
 };
 
 Result<Figures> measure(ExpertExchange& exchange, ExchangeMode mode, int rounds) {
   ExchangeRank rank(exchange, kClock);
   Figures figures;
   ASSIGN_OR_RETURN(figures.first, rank.run(round_of(mode, 1)));
+  figures.row_kb = double(exchange.row_bytes_sent()) / 1e3;
   rank.set_experts(false);
   std::vector<double> microseconds;
   for (int i = 0; i < rounds; ++i) {
@@ -73,61 +83,70 @@ Result<Figures> measure(ExpertExchange& exchange, ExchangeMode mode, int rounds)
 }
 
 // Rank 1 in a thread of this process.
-Result<Figures> within(const Case& which, ExchangeMode mode, int rounds) {
-  auto exchanges = make_local_exchanges(shape_of(which), std::chrono::seconds(20), 2000);
-  std::jthread other([&] { static_cast<void>(measure(*exchanges[1], mode, rounds)); });
-  return measure(*exchanges[0], mode, rounds);
+Result<Figures> within(const Case& which, const Way& way, int rounds) {
+  auto exchanges = make_local_exchanges(shape_of(which, way), std::chrono::seconds(20), 2000);
+  std::jthread other([&] { static_cast<void>(measure(*exchanges[1], way.mode, rounds)); });
+  return measure(*exchanges[0], way.mode, rounds);
 }
 
-Result<Figures> node(int32_t number, uint16_t port, const Case& which, ExchangeMode mode, int rounds) {
+Result<Figures> node(int32_t number, uint16_t port, const Case& which, const Way& way, int rounds) {
   ASSIGN_OR_RETURN(const auto group,
                    NodeGroup::meet(meeting_options(2, number, 1, port), kClock, [] { return false; }));
-  ASSIGN_OR_RETURN(const auto exchanges, group->exchanges(shape_of(which), std::chrono::seconds(20), 400));
+  ASSIGN_OR_RETURN(const auto exchanges, group->exchanges(shape_of(which, way), std::chrono::seconds(20), 400));
   group->start({});
-  Result<Figures> figures = measure(*exchanges[0], mode, rounds);
+  Result<Figures> figures = measure(*exchanges[0], way.mode, rounds);
   group->leave();
   return figures;
 }
 
 // Rank 1 in a process of its own: this program again, with what it needs to know as arguments.
-Result<Figures> across(const Case& which, ExchangeMode mode, int rounds) {
+Result<Figures> across(const Case& which, const Way& way, int rounds) {
   const auto port = uint16_t(20000 + getpid() % 20000);
-  const std::string args[] = {"parallel_exchange_bench", std::to_string(rounds), std::to_string(port),
-                              std::to_string(&which - kCases), std::to_string(int(mode))};
+  const std::string args[] = {"parallel_exchange_bench",     std::to_string(rounds),
+                              std::to_string(port),          std::to_string(&which - kCases),
+                              std::to_string(int(way.mode)), std::to_string(int(way.payload))};
   const pid_t child = fork();
   if (child == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     execl("/proc/self/exe", args[0].c_str(), args[1].c_str(), args[2].c_str(), args[3].c_str(), args[4].c_str(),
-          nullptr);
+          args[5].c_str(), nullptr);
     _exit(127);
   }
-  Result<Figures> figures = node(0, port, which, mode, rounds);
+  Result<Figures> figures = node(0, port, which, way, rounds);
   waitpid(child, nullptr, 0);
   return figures;
 }
 
-void report(const Case& which, const char* mode, const char* where, const Figures& figures) {
-  fmt::print(R"({{"bench":"parallel/exchange/{}/{}/{}","tokens":{},"hidden":{},"top_k":{},)", which.name, mode, where,
-             kTokens, which.hidden, which.top_k);
+void report(const Case& which, const Way& way, const char* where, const Figures& figures) {
+  fmt::print(R"({{"bench":"parallel/exchange/{}/{}/{}/{}","tokens":{},"hidden":{},"top_k":{},)", which.name,
+             way.mode == ExchangeMode::kLowLatency ? "low_latency" : "normal",
+             way.payload == ExchangePayload::kFp8 ? "fp8" : "f32", where, kTokens, which.hidden, which.top_k);
+  if (figures.row_kb > 0) fmt::print(R"("row_kb_sent":{:.1f},)", figures.row_kb);
   fmt::print(R"("p10_us":{:.1f},"p50_us":{:.1f},"p90_us":{:.1f}}})", figures.p10, figures.p50, figures.p90);
   fmt::print("\n");
   std::fflush(stdout);
 }
 
+bool compare(const Way& way, const Case& which, int rounds) {
+  const Result<Figures> near = within(which, way, rounds), far = across(which, way, rounds);
+  if (near && far && near->first == far->first) {
+    report(which, way, "one_process", *near);
+    report(which, way, "two_processes", *far);
+    return true;
+  }
+  fmt::print(stderr, "{}: {}\n", which.name,
+             !near  ? near.error().message
+             : !far ? far.error().message
+                    : "the results differ");
+  return false;
+}
+
 int run(int rounds) {
   for (const Case& which : kCases) {
     for (const ExchangeMode mode : {ExchangeMode::kLowLatency, ExchangeMode::kNormal}) {
-      const char* name = mode == ExchangeMode::kLowLatency ? "low_latency" : "normal";
-      const Result<Figures> near = within(which, mode, rounds), far = across(which, mode, rounds);
-      if (!near || !far || near->first != far->first) {
-        fmt::print(stderr, "{} {}: {}\n", which.name, name,
-                   !near  ? near.error().message
-                   : !far ? far.error().message
-                          : "the results differ");
-        return 1;
+      for (const ExchangePayload payload : {ExchangePayload::kAsTheyAre, ExchangePayload::kFp8}) {
+        if (!compare({mode, payload}, which, rounds)) return 1;
       }
-      report(which, name, "one_process", *near);
-      report(which, name, "two_processes", *far);
     }
   }
   return 0;
@@ -140,7 +159,10 @@ int main(int argc, char** argv) {
   using namespace tandem::parallel;
   tandem::log::configure(tandem::log::Level::kWarning, false);
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 2000;
-  if (argc < 5) return run(rounds);
+  if (argc < 6) return run(rounds);
   const auto port = uint16_t(std::atoi(argv[2]));
-  return node(1, port, kCases[std::atoi(argv[3])], ExchangeMode(std::atoi(argv[4])), rounds) ? 0 : 1;
+  return node(1, port, kCases[std::atoi(argv[3])],
+              {ExchangeMode(std::atoi(argv[4])), ExchangePayload(std::atoi(argv[5]))}, rounds)
+             ? 0
+             : 1;
 }

@@ -1,6 +1,6 @@
 // Rows to experts and back between the GPUs of this node, a thread and a stream for each: median of several rounds,
 // each a recording of many exchanges, so that the host is not in the way.
-//   parallel_gpu_exchange_bench [tokens of a rank] [hidden] [top_k]      default: 128 7168 8
+//   parallel_gpu_exchange_bench [tokens of a rank] [hidden] [top_k] [bf16|fp8|both]      default: 128 7168 8 both
 // dispatch: rows and slots go out, all ranks' are there and sorted. combine: answers, their rows read from the peers
 // and summed. The experts between them are left out.
 #include <fmt/format.h>
@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <barrier>
 #include <random>
+#include <string_view>
 #include <thread>
 
 #include "base/check.h"
@@ -25,6 +26,7 @@ constexpr int kRepeats = 50, kRounds = 9;
 struct Sizes {
   int64_t tokens = 128, hidden = 7168;
   int32_t top_k = 8, num_ranks = 2, slots_per_rank = 128;
+  parallel::ExchangePayload payload = parallel::ExchangePayload::kAsTheyAre;
 };
 
 struct RankBench {
@@ -42,6 +44,10 @@ struct RankBench {
       chosen.insert(chosen.end(), all.begin(), all.begin() + s.top_k);
     }
     device::copy_bytes(slots.data(), chosen.data(), slots.bytes());
+    std::vector<uint16_t> values(size_t(s.tokens * s.hidden));
+    std::normal_distribution<float> normal;
+    for (uint16_t& v : values) v = device::bf16_from_f32(normal(random));
+    device::copy_bytes(x.data(), values.data(), x.bytes());
   }
   device::Buffer x, slots, weights, out, rows;
 };
@@ -57,11 +63,13 @@ class Bench {
     shape.top_k = s_.top_k;
     shape.hidden = s_.hidden;
     shape.max_tokens = shape.max_low_latency_tokens = s_.tokens;
+    shape.payload = s_.payload;
     std::vector<parallel::PeerSeat> seats;
     for (int32_t r = 0; r < s_.num_ranks; ++r) {
       ASSIGN_OR_RETURN(const device::GpuInfo gpu, device::find_gpu(r));
       if (r == 0)
-        fmt::print("{} x {}, {} tokens of {} a rank, top-{}\n", s_.num_ranks, gpu.name, s_.tokens, s_.hidden, s_.top_k);
+        fmt::print("{} x {}, {} tokens of {} a rank, top-{}, rows of {} bytes\n", s_.num_ranks, gpu.name, s_.tokens,
+                   s_.hidden, s_.top_k, parallel::payload_row_bytes(shape));
       ASSIGN_OR_RETURN(device::Stream stream, device::Stream::create());
       seats.push_back({r, std::make_shared<const device::Stream>(std::move(stream)), std::chrono::seconds(20)});
     }
@@ -151,8 +159,15 @@ int main(int argc, char** argv) {
   if (argc > 1) sizes.tokens = std::atoll(argv[1]);
   if (argc > 2) sizes.hidden = std::atoll(argv[2]);
   if (argc > 3) sizes.top_k = std::atoi(argv[3]);
-  const tandem::Status status = tandem::bench::Bench(sizes).run();
-  if (status) return 0;
-  fmt::print(stderr, "{}\n", status.error().message);
-  return 1;
+  using tandem::parallel::ExchangePayload;
+  const std::string_view which = argc > 4 ? argv[4] : "both";
+  for (const ExchangePayload payload : {ExchangePayload::kAsTheyAre, ExchangePayload::kFp8}) {
+    if (which == (payload == ExchangePayload::kFp8 ? "bf16" : "fp8")) continue;
+    sizes.payload = payload;
+    const tandem::Status status = tandem::bench::Bench(sizes).run();
+    if (status) continue;
+    fmt::print(stderr, "{}\n", status.error().message);
+    return 1;
+  }
+  return 0;
 }

@@ -71,6 +71,7 @@ Result<Environment> read_environment() {
   Environment env;
   Reader reader{&env.warnings, {}};
   env.max_dispatch_tokens_per_rank = reader.number<int64_t>("DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK", 1);
+  env.bf16_dispatch = reader.flag("DEEPEP_BF16_DISPATCH");
   env.num_reserved_decode_tokens = reader.number<int64_t>("NUM_RESERVED_DECODE_TOKENS", 0);
   env.bootstrap_timeout_s = reader.number<double>("DISAGGREGATION_BOOTSTRAP_TIMEOUT", 0).value_or(300);
   env.waiting_timeout_s = reader.number<double>("DISAGGREGATION_WAITING_TIMEOUT", 0).value_or(300);

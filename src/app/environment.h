@@ -15,6 +15,7 @@ namespace tandem::app {
 
 struct Environment {
   std::optional<int64_t> max_dispatch_tokens_per_rank;  // SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK
+  bool bf16_dispatch = false;                           // SGLANG_DEEPEP_BF16_DISPATCH: no FP8 payload
   std::optional<int64_t> num_reserved_decode_tokens;    // SGLANG_NUM_RESERVED_DECODE_TOKENS, old name of the flag
   double bootstrap_timeout_s = 300;                     // SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT
   double waiting_timeout_s = 300;                       // SGLANG_DISAGGREGATION_WAITING_TIMEOUT

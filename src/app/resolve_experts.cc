@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "app/resolve_payload.h"
 #include "experts/balance.h"
 #include "experts/files.h"
 
@@ -41,6 +42,7 @@ void resolve_location(ResolvedConfig& config, std::vector<std::string>& faults) 
 }  // namespace
 
 void resolve_expert_balancing(ResolvedConfig& config, std::vector<std::string>& faults) {
+  resolve_payload(config, faults);
   const FlagValues& flags = config.flags;
   engine::ExpertBalancerConfig& balancer = config.balancer.emplace();
   const bool periodic = flags.enabled("enable_eplb");

@@ -9,9 +9,9 @@
 
 namespace tandem::app {
 
-// Fills config.balancer, config.experts.spare_slots and config.experts.placement. REQUIRES model, topology and
-// dispatch, and a model with routed experts. A file that is not there goes to config.missing, everything else that is
-// wrong to faults.
+// Fills config.balancer, config.experts.payload (resolve_payload.h), config.experts.spare_slots and
+// config.experts.placement. REQUIRES model, topology and dispatch, and a model with routed experts. A file that is not
+// there goes to config.missing, everything else that is wrong to faults.
 void resolve_expert_balancing(ResolvedConfig& config, std::vector<std::string>& faults);
 
 }  // namespace tandem::app

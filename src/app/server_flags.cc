@@ -108,6 +108,8 @@ constexpr Flag kFlags[] = {
      "cutlass",
      kHarmless, "the grouped GEMM is chosen by measurement"},
     {"--deepep-mode", kString, "auto", "auto|normal|low_latency", kWorks, "form of the expert exchange"},
+    {"--deepep-dispatch-dtype", kString, "auto", "auto|bf16|fp8", kWorks,
+     "rows on their way to experts: bf16 leaves them as they are; auto is fp8 where that changes no result"},
     {"--deepep-config", kString, nullptr, nullptr, kLater, "tuning of the exchange"},
     {"--ep-num-redundant-experts", kInt, "0", nullptr, kWorks, "expert copies beyond one each"},
     {"--ep-dispatch-algorithm", kString, nullptr, "static|dynamic|fake|weighted", kWorks, "choice among copies"},

@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "kernels/backends.h"
+#include "kernels/fp8_rows.h"
 #include "kernels/work.h"
 
 namespace tandem::kernels {
@@ -35,11 +36,19 @@ void gate(const Context& ctx, const GateConfig& config, TensorView x, TensorView
   }
 }
 
+// What cuda/moe.cc runs on tensor cores. gate_up keeps its scale blocks where `up` begins with one (gemm.cc).
+bool takes_fp8_rows(Backend backend, int64_t hidden, int64_t intermediate) {
+  return backend == Backend::kCuda && hidden % 16 == 0 && intermediate % kFp8Group == 0;
+}
+
 void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::span<const ExpertWeights* const> experts,
                  int32_t intermediate, TensorView y) {
   CHECK(ctx.pool != nullptr && ctx.workspace != nullptr);
-  CHECK(x.rank() == 2 && y.rank() == 2 && x.dim(1) == y.dim(1) && intermediate > 0);
-  CHECK(x.dtype() == ctx.act_dtype() && y.dtype() == DType::kF32 && y.dim(0) == int64_t(sort.row_token.size()));
+  CHECK(x.rank() == 2 && y.rank() == 2 && intermediate > 0);
+  const bool fp8 = x.dtype() == DType::kF8E4M3;
+  CHECK(fp8 ? takes_fp8_rows(ctx.backend, y.dim(1), intermediate) : x.dtype() == ctx.act_dtype());
+  CHECK(x.dim(1) == (fp8 ? fp8_row_bytes(y.dim(1)) : y.dim(1)));
+  CHECK(y.dtype() == DType::kF32 && y.dim(0) == int64_t(sort.row_token.size()));
   CHECK(experts.size() + 1 == sort.slot_begin.size());
   if (is_cuda(ctx.backend)) {
     const profile::OpSpan span(ctx.spans, "grouped_mlp");  // which slots have rows is known on the GPU only

@@ -46,9 +46,14 @@ struct ExpertWeights {
 };
 
 // y[r] = down(swiglu(gate_up(x[row_token[r]]))) for each sorted row r with its slot's weights.
-//   x [T, H] act_dtype, y [R, H] f32. experts[slot], null where slot_begin says there are no rows.
+//   x [T, H] act_dtype, or where takes_fp8_rows() rows in FP8 (fp8_rows.h), kF8E4M3 [T, fp8_row_bytes(H)]; y [R, H]
+//   f32. experts[slot], null where slot_begin says there are no rows.
 void grouped_mlp(const Context& ctx, device::TensorView x, const SlotSort& sort,
                  std::span<const ExpertWeights* const> experts, int32_t intermediate, device::TensorView y);
+
+// Whether grouped_mlp takes rows in FP8 where experts have FP8 blocks. It then gives what it gives for the rows that
+// they were made of, as it would have quantised those in the same way.
+bool takes_fp8_rows(Backend backend, int64_t hidden, int64_t intermediate);
 
 // out[t] += sum over k in order of weights[t, k] * rows[t * top_k + k].   rows: [H] f32 each; out [T, H] f32.
 void combine(const Context& ctx, std::span<const float* const> rows, device::TensorView weights,

@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "kernels/backends.h"
+#include "kernels/fp8_rows.h"
 
 namespace tandem::kernels {
 
@@ -11,7 +12,13 @@ using device::TensorView;
 void peer_dispatch(const Context& ctx, const PeerGroup& group, TensorView x, TensorView slots) {
   CHECK(is_cuda(ctx.backend));
   CHECK(group.num_ranks <= kMaxPeers && group.row_bytes % 16 == 0);
-  CHECK(x.dim(0) <= group.stride && x.dim(1) * int64_t(size_of(x.dtype())) == group.row_bytes);
+  CHECK(x.dim(0) <= group.stride);
+  if (group.fp8_width > 0) {
+    CHECK(x.dtype() == DType::kBF16 && x.dim(1) == group.fp8_width && group.fp8_width % 16 == 0);
+    CHECK(group.row_bytes == fp8_row_bytes(group.fp8_width));
+  } else {
+    CHECK(x.dim(1) * int64_t(size_of(x.dtype())) == group.row_bytes);
+  }
   CHECK(slots.dtype() == DType::kI32 && slots.num_elements() == x.dim(0) * group.top_k);
   cuda::peer_dispatch(ctx, group, x, slots);
 }

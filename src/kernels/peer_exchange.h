@@ -19,7 +19,7 @@ constexpr int32_t kMaxPeers = 8;
 
 // Memory of one rank's GPU that the others write. Addresses hold on every GPU.
 struct PeerBox {
-  std::byte* rows = nullptr;          // [num_ranks, stride, hidden] by source: its tokens that chose a slot here
+  std::byte* rows = nullptr;          // [num_ranks, stride, row_bytes] by source: its tokens that chose a slot here
   int32_t* slots = nullptr;           // [num_ranks, stride, top_k] of all tokens of each source
   int64_t* num_tokens = nullptr;      // [num_ranks] of the newest dispatch
   uint64_t* dispatched = nullptr;     // [num_ranks] dispatches of each source so far
@@ -30,7 +30,8 @@ struct PeerBox {
 struct PeerGroup {
   PeerBox boxes[kMaxPeers];  // by rank
   int32_t rank = 0, num_ranks = 1, slots_per_rank = 0, top_k = 0;
-  int64_t row_bytes = 0;            // of x; a multiple of 16
+  int64_t row_bytes = 0;            // on the way; a multiple of 16
+  int64_t fp8_width = 0;            // 0: rows go as they are. Else their elements, and they go as fp8_rows.h has them
   int64_t stride = 0;               // most tokens of one rank, the same on all
   uint64_t* exchanges = nullptr;    // on the own GPU: how many have begun
   uint32_t* blocks_done = nullptr;  // on the own GPU, 0 between kernels
@@ -38,7 +39,8 @@ struct PeerGroup {
   int32_t deadline_s = 60;
 };
 
-// x [T, hidden] act_dtype, slots [T, top_k] i32 global slots, -1: takes none. T at most group.stride.
+// x [T, hidden] act_dtype (bf16 where it goes in FP8), slots [T, top_k] i32 global slots, -1: takes none. T at most
+// group.stride.
 void peer_dispatch(const Context& ctx, const PeerGroup& group, device::TensorView x, device::TensorView slots);
 // Waits for all ranks. own_slots [num_ranks * stride, top_k] i32, out: this rank's, counted from its first; -1: not
 // here.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "kernels/moe.h"
 #include "model/checkpoint/checkpoint.h"
 #include "model/checkpoint/mapped_file.h"
 #include "model/model.h"
@@ -27,6 +28,10 @@ Status check_limits(const ModelConfig& config, const LoadOptions& options) {
   if (options.attention_tp_size < 1 || config.num_heads % options.attention_tp_size != 0) {
     return invalid_input(fmt::format("model: {} attention heads cannot be split over {} ranks", config.num_heads,
                                      options.attention_tp_size));
+  }
+  if (options.experts.payload == parallel::ExchangePayload::kFp8 && is_cuda(options.backend) &&
+      !quantises_expert_rows(config, options.backend)) {
+    return invalid_input("model: an FP8 payload between GPUs needs tensor cores and experts in FP8 blocks");
   }
   if (options.num_threads < 1) {
     return invalid_input(fmt::format("model: num_threads must be at least 1, is {}", options.num_threads));
@@ -102,6 +107,11 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, const LoadOptions& opt
   return architecture->plan_memory(config, with_placement(config, options));
 }
 
+bool quantises_expert_rows(const ModelConfig& config, kernels::Backend backend) {
+  return config.fp8_blocks && config.num_routed_experts > 0 &&
+         kernels::takes_fp8_rows(backend, config.hidden_size, config.moe_intermediate_size);
+}
+
 parallel::ExchangeShape exchange_shape(const ModelConfig& config, const LoadOptions& options) {
   const LoadOptions complete = with_placement(config, options);
   parallel::ExchangeShape shape;
@@ -114,6 +124,7 @@ parallel::ExchangeShape exchange_shape(const ModelConfig& config, const LoadOpti
   shape.max_tokens = parallel::largest_share(options.limits.max_tokens, options.attention_tp_size);
   shape.num_channels = options.experts.two_batches ? 2 : 1;
   shape.max_low_latency_tokens = std::min(options.experts.max_low_latency_tokens, shape.max_tokens);
+  shape.payload = options.experts.payload;
   return shape;
 }
 

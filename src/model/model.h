@@ -94,6 +94,8 @@ struct ExpertOptions {
   bool two_batches = false;            // steps may be split (two-batch overlap)
   double two_batch_threshold = 0.48;   // share of the tokens that the smaller half of a prefill step must have
   int64_t max_low_latency_tokens = 0;  // of one rank in a low-latency dispatch
+  // Of rows on their way to experts. kFp8 on a GPU needs quantises_expert_rows().
+  parallel::ExchangePayload payload = parallel::ExchangePayload::kAsTheyAre;
 };
 
 // One rank of this process.
@@ -139,6 +141,9 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, const LoadOptions& opt
 
 // What the ranks' exchange must be able to carry. top_k 0: the model has no routed experts.
 parallel::ExchangeShape exchange_shape(const ModelConfig& config, const LoadOptions& options);
+
+// Whether the experts' products quantise their rows as an FP8 payload does, so that it changes no result.
+bool quantises_expert_rows(const ModelConfig& config, kernels::Backend backend);
 
 // Reads config.json, maps the shards, checks every tensor, packs. Errors name file and fault in one line. The ranks
 // share all weights but their experts; only experts that one of them holds are read.

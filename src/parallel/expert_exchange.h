@@ -30,6 +30,15 @@ enum class ExchangeMode : uint8_t {
   kLowLatency,  // each source rank has its fixed part, so its rows are taken when they arrive; few tokens
 };
 
+// How rows travel. Ranks agree on it.
+enum class ExchangePayload : uint8_t {
+  kAsTheyAre,
+  // kernels/fp8_rows.h: half the bytes of bf16, a quarter of f32's. Their sender quantises them once, and every expert
+  // computes with what that gives, the sender's own ones too, so that results do not depend on ranks or placement.
+  kFp8,
+};
+const char* to_string(ExchangePayload payload);
+
 struct ExchangeShape {
   int32_t num_ranks = 1;
   int32_t slots_per_rank = 0;  // of one layer; slot p belongs to rank p / slots_per_rank
@@ -39,13 +48,18 @@ struct ExchangeShape {
   int64_t max_tokens = 0;                      // of one rank in one dispatch
   int64_t max_low_latency_tokens = 0;          // the same in low-latency mode; at most max_tokens
   int32_t num_channels = 1;                    // exchanges in flight at once
+  ExchangePayload payload = ExchangePayload::kAsTheyAre;
 };
+// Of a row on its way, without its slots.
+int64_t payload_row_bytes(const ExchangeShape& shape);
 // Memory of one rank's exchange.
 int64_t exchange_bytes(const ExchangeShape& shape);
 
 // The rows of all ranks that chose slots of this one. Valid until the channel's next post_dispatch.
 struct ReceivedRows {
-  device::TensorView rows;     // [N, hidden]; a token that chose several slots here is one row
+  // [N, hidden]; a token that chose several slots here is one row. In FP8 from GPU to GPU as they came, kF8E4M3
+  // [N, payload_row_bytes]; elsewhere widened again to the shape's dtype.
+  device::TensorView rows;
   kernels::SlotSort sort;      // over this rank's slots; row_token indexes rows
   device::TensorView results;  // [pairs, hidden] f32, sorted as sort says: where the experts' outputs go
 };
@@ -75,6 +89,8 @@ class ExpertExchange {
   virtual void wait(int32_t channel, Duration timeout) = 0;
   // The ranks that the channel waits for, rows or results. Empty where that is not known.
   virtual MissingRanks missing(int32_t) const { return {}; }
+  // Bytes of the messages with rows that went to other nodes so far.
+  virtual int64_t row_bytes_sent() const { return 0; }
   // For a rank that waits for something else than this exchange: sends on what is on its way. True: there may be more,
   // so call again soon.
   virtual bool drive(TimePoint) { return false; }

@@ -167,6 +167,7 @@ class NotedExchange final : public ExpertExchange {
   Rank rank() const override { return inner_->rank(); }
   const ExchangeShape& shape() const override { return inner_->shape(); }
   MissingRanks missing(int32_t channel) const override { return inner_->missing(channel); }
+  int64_t row_bytes_sent() const override { return inner_->row_bytes_sent(); }
   bool drive(TimePoint now) override { return inner_->drive(now); }
 
   void post_dispatch(int32_t channel, ExchangeTag tag, ExchangeMode mode, device::TensorView x,

@@ -86,6 +86,8 @@ TEST(Resolve, NodesAgreeOnWhatTheyShareAndKeepTheRest) {
   EXPECT_EQ(settings("0"), settings("1" + of_one_node));
   EXPECT_NE(settings("0"), settings("1 --page-size 4"));
   EXPECT_NE(settings("0"), settings("1 --max-total-tokens 4096"));
+  EXPECT_NE(settings("0"), settings("1 --deepep-dispatch-dtype fp8"));
+  EXPECT_EQ(settings("0"), settings("1 --deepep-dispatch-dtype bf16")) << "what was chosen counts";
   EXPECT_NE(settings("0"), settings("1 --json-model-override-args {\"num_hidden_layers\":3}"));
 }
 
@@ -191,6 +193,27 @@ TEST(Resolve, AnExplicitDispatchLimitBelowTheDecodeBatchIsAFault) {
   EXPECT_NE(joined(outcome.faults).find("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK=64"), std::string::npos);
 }
 
+TEST(Resolve, RowsTravelInFp8WhereThatChangesNothingOrWhereItIsAskedFor) {
+  const auto payload = [](const std::string& flags, bool bf16_dispatch = false) -> std::string {
+    Environment environment;
+    environment.bf16_dispatch = bf16_dispatch;
+    const ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " " + flags, environment);
+    if (!outcome.faults.empty()) return joined(outcome.faults);
+    const bool fp8 = outcome.config.experts.payload == parallel::ExchangePayload::kFp8;
+    EXPECT_EQ(outcome.config.flags.text("deepep_dispatch_dtype"), fp8 ? "fp8" : "bf16") << flags;
+    return fp8 ? "fp8" : "as they are";
+  };
+  const std::string asked = "--deepep-dispatch-dtype fp8", tensor = "--device cuda --kernel-backend tensor ";
+  EXPECT_EQ(payload(""), "as they are");
+  EXPECT_EQ(payload(asked), "fp8");
+  EXPECT_EQ(payload(asked, true), "fp8") << "the flag wins";
+  EXPECT_EQ(payload("--device cuda"), "as they are");
+  EXPECT_EQ(payload(tensor), "fp8");
+  EXPECT_EQ(payload(tensor, true), "as they are");
+  EXPECT_EQ(payload(tensor + "--deepep-dispatch-dtype bf16"), "as they are");
+  EXPECT_NE(payload("--device cuda " + asked).find("--kernel-backend tensor"), std::string::npos);
+}
+
 TEST(Resolve, TheCacheIsF32UnlessLessIsAskedFor) {
   EXPECT_EQ(resolve_line("--model-path " + kTiny).config.kv_dtype, device::DType::kF32);
   EXPECT_EQ(resolve_line("--model-path " + kTiny + " --kv-cache-dtype bf16").config.kv_dtype, device::DType::kBF16);
@@ -231,8 +254,7 @@ TEST(Resolve, CudaGraphsHaveSglangsSizesUpToTheLargestBatch) {
   EXPECT_TRUE(recorded("--disaggregation-mode prefill", 8).batch_sizes.empty());
   const ResolveOutcome cpu = resolve_line("--model-path " + kTiny + " --cuda-graph-bs 4 --base-gpu-id 1");
   EXPECT_TRUE(decode_recording(cpu.config, 8).batch_sizes.empty());
-  EXPECT_NE(joined(cpu.config.warnings).find("nothing to do here: --base-gpu-id --cuda-graph-bs"),
-            std::string::npos)
+  EXPECT_NE(joined(cpu.config.warnings).find("nothing to do here: --base-gpu-id --cuda-graph-bs"), std::string::npos)
       << joined(cpu.config.warnings);
 }
 

@@ -30,11 +30,14 @@ Text load_text() {
   return {int_array(field(document.root(), "ids")), float_array(field(document.root(), "nll"))};
 }
 
-// Relative error of the mean negative log-likelihood over the first `count` tokens.
-double nll_error(Isa isa, const Text& text, size_t count, device::DType cache = device::DType::kF32) {
+RunnerOptions with_isa(Isa isa) {
   RunnerOptions options;
   options.isa = isa;
-  options.kv_dtype = cache;
+  return options;
+}
+
+// Relative error of the mean negative log-likelihood over the first `count` tokens.
+double nll_error(const RunnerOptions& options, const Text& text, size_t count) {
   const auto model = must_load(options);
   const size_t vocab = size_t(model->config().vocab_size);
   Runner runner(*model, options);
@@ -53,17 +56,29 @@ double nll_error(Isa isa, const Text& text, size_t count, device::DType cache = 
 
 TEST(TinyModelCpu, LossOfTheHeldOutTextIsTheReferences) {
   if (isas_of_this_machine().empty()) GTEST_SKIP() << "needs AVX2";
-  EXPECT_LT(nll_error(kernels::best_isa(), load_text(), 4096), 0.005);
+  EXPECT_LT(nll_error(with_isa(kernels::best_isa()), load_text(), 4096), 0.005);
+}
+
+TEST(TinyModelCpu, WithRowsToExpertsInFp8TheLossIsWithinAPercent) {
+  if (isas_of_this_machine().empty()) GTEST_SKIP() << "needs AVX2";
+  RunnerOptions options = with_isa(kernels::best_isa());
+  options.payload = parallel::ExchangePayload::kFp8;
+  const double error = nll_error(options, load_text(), 4096);
+  RecordProperty("nll_error", std::to_string(error));
+  EXPECT_LT(error, 0.01);
 }
 
 TEST(TinyModelCpu, EveryInstructionSetHasTheReferencesLoss) {
   const Text text = load_text();
-  for (const Isa isa : isas_of_this_machine()) EXPECT_LT(nll_error(isa, text, 768), 0.005) << kernels::to_string(isa);
+  for (const Isa isa : isas_of_this_machine())
+    EXPECT_LT(nll_error(with_isa(isa), text, 768), 0.005) << kernels::to_string(isa);
 }
 
 TEST(TinyModelCpu, AnF8CacheCostsLessThanAPercentOfTheLoss) {
   if (isas_of_this_machine().empty()) GTEST_SKIP() << "needs AVX2";
-  const double error = nll_error(kernels::best_isa(), load_text(), 2048, device::DType::kF8E4M3);
+  RunnerOptions options = with_isa(kernels::best_isa());
+  options.kv_dtype = device::DType::kF8E4M3;
+  const double error = nll_error(options, load_text(), 2048);
   EXPECT_LT(error, 0.01);
   EXPECT_GT(error, 1e-6) << "nothing was rounded";
 }

@@ -97,26 +97,13 @@ double relative_error(const std::vector<float>& got, const std::vector<float>& w
   return std::sqrt(error / size);
 }
 
-class GpuPair : public ::testing::TestWithParam<std::tuple<Backend, bool>> {};
-
-TEST_P(GpuPair, LogitsAreThoseOfOneGpu) {
-  if (const Result<device::GpuInfo> second = device::find_gpu(1); !second) GTEST_SKIP() << second.error().message;
-  const auto [backend, records] = GetParam();
-  RunnerOptions options;
-  options.backend = backend;
-  if (backend == Backend::kCuda) options.kv_dtype = device::DType::kBF16;
-  device::use_gpu(0);
-  const std::vector<Script> played = scripts();
-  std::vector<std::vector<float>> wanted, got(kRanks);
-  {
-    const auto alone = must_load(options);
-    for (const Script& script : played) {
-      Runner runner(*alone, options);
-      wanted.push_back(play(runner, script, 3, false));
-    }
-  }
+// Both ranks play their scripts at the same time; logits by rank.
+std::vector<std::vector<float>> play_pair(const RunnerOptions& options, bool records) {
+  std::vector<std::vector<float>> got(kRanks);
   Result<Pair> pair = load_pair(options);
-  ASSERT_TRUE(pair.has_value()) << pair.error().message;
+  EXPECT_TRUE(pair.has_value()) << pair.error().message;
+  if (!pair) return got;
+  const std::vector<Script> played = scripts();
   std::vector<std::jthread> threads;
   for (int32_t r = 0; r < kRanks; ++r) {
     threads.emplace_back([&, r] {
@@ -128,9 +115,53 @@ TEST_P(GpuPair, LogitsAreThoseOfOneGpu) {
     });
   }
   threads.clear();
+  return got;
+}
+
+class GpuPair : public ::testing::TestWithParam<std::tuple<Backend, bool>> {};
+
+TEST_P(GpuPair, LogitsAreThoseOfOneGpu) {
+  if (const Result<device::GpuInfo> second = device::find_gpu(1); !second) GTEST_SKIP() << second.error().message;
+  const auto [backend, records] = GetParam();
+  RunnerOptions options;
+  options.backend = backend;
+  if (backend == Backend::kCuda) options.kv_dtype = device::DType::kBF16;
+  device::use_gpu(0);
+  const std::vector<Script> played = scripts();
+  std::vector<std::vector<float>> wanted;
+  {
+    const auto alone = must_load(options);
+    for (const Script& script : played) {
+      Runner runner(*alone, options);
+      wanted.push_back(play(runner, script, 3, false));
+    }
+  }
+  const std::vector<std::vector<float>> got = play_pair(options, records);
   for (size_t r = 0; r < size_t(kRanks); ++r) {
     EXPECT_LT(relative_error(got[r], wanted[r]), backend == Backend::kCudaF32 ? 1e-5 : 2e-2) << "rank " << r;
   }
+}
+
+// The product would have quantised the rows in the same way where they arrive.
+TEST(GpuPairPayload, RowsInFp8ChangeNoBit) {
+  if (const Result<device::GpuInfo> second = device::find_gpu(1); !second) GTEST_SKIP() << second.error().message;
+  for (const bool records : {false, true}) {
+    RunnerOptions options;
+    options.backend = Backend::kCuda;
+    options.kv_dtype = device::DType::kBF16;
+    const auto plain = play_pair(options, records);
+    options.payload = parallel::ExchangePayload::kFp8;
+    EXPECT_TRUE(play_pair(options, records) == plain) << (records ? "recorded" : "op by op");
+  }
+}
+
+TEST(GpuPairPayload, Fp8NeedsTensorCores) {
+  RunnerOptions options;
+  options.backend = Backend::kCudaF32;
+  options.payload = parallel::ExchangePayload::kFp8;
+  const auto loaded = load_ranks(load_options(options), {});
+  ASSERT_FALSE(loaded);
+  EXPECT_NE(loaded.error().message.find("needs tensor cores"), std::string::npos) << loaded.error().message;
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GpuPair,

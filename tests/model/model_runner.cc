@@ -66,6 +66,7 @@ LoadOptions load_options(const RunnerOptions& options) {
   load.backend = options.backend;
   load.isa = options.isa;
   load.num_threads = options.num_threads;
+  load.experts.payload = options.payload;
   load.limits = {options.max_tokens, options.max_sequences, options.max_tokens, options.max_context};
   return load;
 }

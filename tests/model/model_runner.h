@@ -38,6 +38,7 @@ struct RunnerOptions {
   int64_t max_sequences = 32;
   int32_t block_tokens = 16;
   device::DType kv_dtype = device::DType::kF32;
+  parallel::ExchangePayload payload = parallel::ExchangePayload::kAsTheyAre;
 };
 
 LoadOptions load_options(const RunnerOptions& options);

@@ -24,6 +24,7 @@ struct RankSetup {
   int32_t num_nodes = 1;  // more: rows travel over UCX between halves of the ranks
   int32_t attention_tp_size = 1;
   const char* directory = nullptr;  // null: the trained model
+  parallel::ExchangePayload payload = parallel::ExchangePayload::kAsTheyAre;
 };
 
 // Every expert once, the other slots at random.
@@ -44,6 +45,7 @@ class Group {
     options_.max_tokens = 64;
     options_.max_context = 256;
     options_.num_threads = 1;
+    options_.payload = setup.payload;
     if (!kernels::cpu_supports(kernels::Isa::kAvx2)) options_.backend = kernels::Backend::kRef;
     if (setup.directory) options_.directory = data_path(setup.directory);
     LoadOptions load = load_options(options_);
@@ -173,6 +175,29 @@ TEST(Ranks, LogitsAreThoseOfOneRank) {
   for (const RankSetup& setup : setups) {
     EXPECT_EQ(Group(setup).run(prompts), alone) << setup.num_ranks << " ranks on " << setup.num_nodes << " nodes, of "
                                                 << setup.slots_per_rank << " slots, " << to_string(setup.dispatch);
+  }
+}
+
+// Every rank computes with the rows as they were quantised, its own tokens' too.
+TEST(Ranks, WithRowsInFp8LogitsAreThoseOfOneRankToo) {
+  using enum experts::DispatchAlgorithm;
+  using enum parallel::ExchangeMode;
+  const auto prompts = some_prompts();
+  const auto plain = Group(RankSetup{}).run(prompts);
+  const auto run = [&](RankSetup setup) {
+    setup.payload = parallel::ExchangePayload::kFp8;
+    return Group(setup).run(prompts);
+  };
+  const auto alone = run({});
+  EXPECT_NE(alone, plain) << "rows are rounded where they stay, too";
+  const std::vector<RankSetup> setups = {
+      {2, 16, false, kStatic, kNormal},          {4, 8, false, kStatic, kLowLatency},
+      {4, 10, true, kDynamic, kNormal, true},    {4, 10, true, kWeighted, kLowLatency, true, 2},
+      {4, 10, true, kStatic, kNormal, false, 2}, {4, 8, false, kStatic, kLowLatency, false, 1, 2},
+  };
+  for (const RankSetup& setup : setups) {
+    EXPECT_EQ(run(setup), alone) << setup.num_ranks << " ranks on " << setup.num_nodes << " nodes, of "
+                                 << setup.slots_per_rank << " slots, " << to_string(setup.dispatch);
   }
 }
 

@@ -2,6 +2,7 @@
 // bench/parallel_exchange_bench.cc.
 #pragma once
 
+#include <cmath>
 #include <functional>
 #include <memory>
 #include <random>
@@ -53,7 +54,7 @@ class ExchangeRank {
  public:
   ExchangeRank(ExpertExchange& exchange, const Clock& clock) : exchange_(exchange), clock_(clock) {
     const ExchangeShape& shape = exchange.shape();
-    x_.resize(size_t(shape.max_tokens * shape.hidden));
+    x_.resize(size_t(shape.max_tokens * shape.hidden) * device::size_of(shape.dtype));
     slots_.resize(size_t(shape.max_tokens * shape.top_k));
   }
 
@@ -62,7 +63,14 @@ class ExchangeRank {
     const ExchangeShape& shape = exchange_.shape();
     std::mt19937_64 random(round.seed * 1000 + uint64_t(exchange_.rank().value));
     const int32_t num_slots = shape.num_ranks * shape.slots_per_rank;
-    for (int64_t i = 0; i < round.num_tokens * shape.hidden; ++i) x_[size_t(i)] = uint16_t(random());
+    for (int64_t i = 0; i < round.num_tokens * shape.hidden; ++i) {
+      const auto drawn = uint16_t(random());
+      if (shape.dtype == device::DType::kF32) {
+        reinterpret_cast<float*>(x_.data())[i] = std::ldexp(float(drawn) / 32768 - 1, -int(i % 11));
+      } else {
+        reinterpret_cast<uint16_t*>(x_.data())[i] = drawn;
+      }
+    }
     for (int64_t t = 0; t < round.num_tokens; ++t) {
       auto slot = int32_t(random() % uint64_t(num_slots));
       for (int32_t k = 0; k < shape.top_k; ++k) {
@@ -111,12 +119,17 @@ class ExchangeRank {
 
   void experts(const ReceivedRows& received) {
     const ExchangeShape& shape = exchange_.shape();
-    const auto* rows = received.rows.as<uint16_t>();
+    if (shape.dtype == device::DType::kF32) return experts(received, received.rows.as<float>());
+    experts(received, received.rows.as<uint16_t>());
+  }
+  template <class Value>
+  void experts(const ReceivedRows& received, const Value* rows) {
+    const ExchangeShape& shape = exchange_.shape();
     auto* results = received.results.as<float>();
     for (int32_t slot = 0; slot < shape.slots_per_rank; ++slot) {
       const int32_t global = exchange_.rank().value * shape.slots_per_rank + slot;
       for (int32_t r = received.sort.slot_begin[size_t(slot)]; r < received.sort.slot_begin[size_t(slot) + 1]; ++r) {
-        const uint16_t* in = rows + int64_t(received.sort.row_token[size_t(r)]) * shape.hidden;
+        const Value* in = rows + int64_t(received.sort.row_token[size_t(r)]) * shape.hidden;
         for (int64_t i = 0; i < shape.hidden; ++i) results[r * shape.hidden + i] = float(global) + 3 * float(in[i]);
       }
     }
@@ -125,7 +138,7 @@ class ExchangeRank {
   ExpertExchange& exchange_;
   const Clock& clock_;
   bool has_experts_ = true;
-  std::vector<uint16_t> x_;  // bf16 patterns, taken as numbers
+  std::vector<std::byte> x_;  // bf16 patterns, taken as numbers, or f32
   std::vector<int32_t> slots_;
   std::vector<const float*> rows_;
 };

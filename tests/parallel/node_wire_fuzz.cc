@@ -24,12 +24,14 @@ void stream(std::string_view bytes) {
   }
 }
 
-void rank_message(std::string_view bytes) {
+void rank_message(std::string_view bytes, ExchangePayload payload) {
   ExchangeShape shape;
   shape.num_ranks = 2;
   shape.slots_per_rank = 3;
   shape.top_k = 2;
   shape.hidden = 4;
+  shape.dtype = payload == ExchangePayload::kFp8 ? device::DType::kF32 : device::DType::kBF16;
+  shape.payload = payload;
   shape.max_tokens = 5;
   shape.max_low_latency_tokens = 2;
   Incoming incoming(shape, Rank{1});
@@ -51,6 +53,8 @@ void rank_message(std::string_view bytes) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view bytes(reinterpret_cast<const char*>(data), size);
   tandem::parallel::stream(bytes);
-  if (!bytes.empty()) tandem::parallel::rank_message(bytes);
+  if (bytes.empty()) return 0;
+  tandem::parallel::rank_message(bytes, tandem::parallel::ExchangePayload::kAsTheyAre);
+  tandem::parallel::rank_message(bytes, tandem::parallel::ExchangePayload::kFp8);
   return 0;
 }

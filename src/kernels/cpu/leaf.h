@@ -107,6 +107,10 @@ struct Leaf {
   // acc[row][columns] = (fresh ? 0 : acc) + from[row][columns] * factor[columns].
   void (*scale_add_heads)(const float* from, int64_t rows, int64_t columns, const float* factor, bool fresh,
                           float* acc);
+
+  // See fp8_rows.h; a scale per 128 columns.
+  void (*quantise_row)(const float* x, int64_t width, uint8_t* values, float* scales);
+  void (*dequantise_row)(const uint8_t* values, const float* scales, int64_t width, float* x);
 };
 
 extern const Leaf kLeafAvx2;

@@ -77,11 +77,15 @@ void tensor_product(const Context& ctx, const Quantised& x, const SlotSort& sort
 void tensor_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::span<const ExpertWeights* const> experts,
                 int64_t width, TensorView y) {
   const device::WorkspaceScope scope(*ctx.workspace);
-  const int64_t rows = int64_t(sort.row_token.size());
-  const Quantised sorted = Quantised::take(*ctx.workspace, rows, x.dim(1));
+  const int64_t rows = int64_t(sort.row_token.size()), hidden = y.dim(1);
+  const Quantised sorted = Quantised::take(*ctx.workspace, rows, hidden);
   const TensorView wide(ctx.workspace->take_array<float>(size_t(rows * 2 * width)), DType::kF32, {rows, 2 * width});
   const Quantised inner = Quantised::take(*ctx.workspace, rows, width);
-  quantise(ctx, x, sort.row_token.data(), rows, sorted);
+  if (x.dtype() == DType::kF8E4M3) {
+    gather_quantised(ctx, x, sort.row_token.data(), hidden, rows, sorted);
+  } else {
+    quantise(ctx, x, sort.row_token.data(), rows, sorted);
+  }
   tensor_product(ctx, sorted, sort, experts, &ExpertWeights::gate_up, wide);
   swiglu_quantise(ctx, wide, inner);
   tensor_product(ctx, inner, sort, experts, &ExpertWeights::down, y);
@@ -99,6 +103,7 @@ void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::sp
                  int32_t intermediate, TensorView y) {
   CHECK(!experts.empty() && experts.size() <= size_t(kMaxSlots));
   if (runs_on_tensor_cores(ctx, *experts[0])) return tensor_mlp(ctx, x, sort, experts, intermediate, y);
+  CHECK(x.dtype() != DType::kF8E4M3);
   const device::WorkspaceScope scope(*ctx.workspace);
   const int64_t rows = int64_t(sort.row_token.size()), width = intermediate;
   const DType act = ctx.act_dtype();

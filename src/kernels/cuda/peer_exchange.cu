@@ -2,7 +2,8 @@
 // an acquiring read of the counter before what it announces is read.
 #include <algorithm>
 
-#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/quantise.cuh"
+#include "kernels/fp8_rows.h"
 #include "kernels/peer_exchange.h"
 
 namespace tandem::kernels::cuda {
@@ -52,28 +53,73 @@ __device__ bool is_last_block(const PeerGroup& g) {
   return true;
 }
 
+// A token's slots to all ranks. The ranks that are to have its row, a bit each.
+__device__ unsigned send_slots(const PeerGroup& g, const int32_t* slots, int64_t token) {
+  unsigned wanted = 0;
+  for (int k = 0; k < g.top_k; ++k) {
+    const int32_t slot = slots[token * g.top_k + k];
+    if (slot >= 0) wanted |= 1u << (slot / g.slots_per_rank);
+  }
+  const int64_t to = g.rank * g.stride + token;
+  for (int i = threadIdx.x; i < g.num_ranks * g.top_k; i += kThreads) {
+    const int k = i % g.top_k;
+    g.boxes[i / g.top_k].slots[to * g.top_k + k] = slots[token * g.top_k + k];
+  }
+  return wanted;
+}
+
+template <class T>
+__device__ void send_bytes(const PeerGroup& g, unsigned wanted, int64_t at, T value) {
+  for (int r = 0; r < g.num_ranks; ++r) {
+    if ((wanted >> r & 1) != 0) *reinterpret_cast<T*>(g.boxes[r].rows + at) = value;
+  }
+}
+
+__device__ void send_row(const PeerGroup& g, unsigned wanted, const std::byte* x, int64_t to) {
+  const auto* row = reinterpret_cast<const uint4*>(x);
+  const int vectors = int(g.row_bytes / 16);
+  for (int i = threadIdx.x; i < vectors; i += kThreads) send_bytes(g, wanted, to + i * 16, row[i]);
+}
+
+// Quantised on the way: sixteen values a lane, eight lanes a group; whole warps, for the shuffles.
+__device__ void send_fp8_row(const PeerGroup& g, unsigned wanted, const __nv_bfloat16* x, int64_t to) {
+  const int64_t width = g.fp8_width;
+  for (int64_t begin = threadIdx.x / 32 * 512; begin < width; begin += kThreads * 16) {
+    const int64_t at = begin + threadIdx.x % 32 * 16;
+    float v[16], top = 0;
+#pragma unroll
+    for (int i = 0; i < 16; i += 8) {
+      const uint4 bits = at < width ? *reinterpret_cast<const uint4*>(x + at + i) : uint4{};
+      const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        v[i + 2 * p] = __uint_as_float(pairs[p] << 16);
+        v[i + 2 * p + 1] = __uint_as_float(pairs[p] & 0xffff0000u);
+      }
+    }
+#pragma unroll
+    for (float value : v) top = fmaxf(top, fabsf(value));
+    for (int offset = 4; offset > 0; offset /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
+    const float scale = scale_of(top), inverse = 1.0f / scale;
+    const uint4 packed{pack_fp8(v, inverse), pack_fp8(v + 4, inverse), pack_fp8(v + 8, inverse),
+                       pack_fp8(v + 12, inverse)};
+    if (at < width) send_bytes(g, wanted, to + at, packed);
+    if (at < width && at % kGroup == 0) send_bytes(g, wanted, to + width + at / kGroup * int64_t(sizeof(float)), scale);
+  }
+}
+
 // A block per token, and at least one.
+template <bool kFp8>
 __global__ void __launch_bounds__(kThreads)
     dispatch_kernel(const __grid_constant__ PeerGroup g, const std::byte* x, const int32_t* slots, int64_t tokens) {
   const int64_t token = blockIdx.x;
   if (token < tokens) {
-    unsigned wanted = 0;  // ranks
-    for (int k = 0; k < g.top_k; ++k) {
-      const int32_t slot = slots[token * g.top_k + k];
-      if (slot >= 0) wanted |= 1u << (slot / g.slots_per_rank);
-    }
-    const int64_t to = g.rank * g.stride + token;
-    for (int i = threadIdx.x; i < g.num_ranks * g.top_k; i += kThreads) {
-      const int k = i % g.top_k;
-      g.boxes[i / g.top_k].slots[to * g.top_k + k] = slots[token * g.top_k + k];
-    }
-    const auto* row = reinterpret_cast<const uint4*>(x + token * g.row_bytes);
-    const int vectors = int(g.row_bytes / 16);
-    for (int i = threadIdx.x; i < vectors; i += kThreads) {
-      const uint4 value = row[i];
-      for (int r = 0; r < g.num_ranks; ++r) {
-        if ((wanted >> r & 1) != 0) reinterpret_cast<uint4*>(g.boxes[r].rows + to * g.row_bytes)[i] = value;
-      }
+    const unsigned wanted = send_slots(g, slots, token);
+    const int64_t to = (g.rank * g.stride + token) * g.row_bytes;
+    if constexpr (kFp8) {
+      send_fp8_row(g, wanted, reinterpret_cast<const __nv_bfloat16*>(x) + token * g.fp8_width, to);
+    } else {
+      send_row(g, wanted, x + token * g.row_bytes, to);
     }
   }
   if (!is_last_block(g)) return;
@@ -123,8 +169,9 @@ unsigned waiting_blocks(int64_t items) { return unsigned(std::clamp<int64_t>(cei
 
 void peer_dispatch(const Context& ctx, const PeerGroup& group, TensorView x, TensorView slots) {
   const int64_t tokens = x.dim(0);
-  dispatch_kernel<<<unsigned(std::max<int64_t>(1, tokens)), kThreads, 0, stream_of(ctx)>>>(group, x.as<std::byte>(),
-                                                                                           slots.as<int32_t>(), tokens);
+  const auto kernel = group.fp8_width > 0 ? dispatch_kernel<true> : dispatch_kernel<false>;
+  kernel<<<unsigned(std::max<int64_t>(1, tokens)), kThreads, 0, stream_of(ctx)>>>(group, x.as<std::byte>(),
+                                                                                  slots.as<int32_t>(), tokens);
   check_launch(ctx, "peer_dispatch");
 }
 

@@ -1,27 +1,22 @@
 // Activations to FP8 in groups of 128: one warp per group, four values a lane.
-#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/quantise.cuh"
 #include "kernels/cuda/tensor_gemm.h"
 
 namespace tandem::kernels::cuda {
 namespace {
 
-constexpr int kGroup = 128, kWarps = 8;
-constexpr float kLargest = 448.0f;  // of E4M3
+constexpr int kWarps = 8;
 
 // One group, held four values a lane.
 __device__ void store_group(float (&v)[4], int64_t row, int64_t k, int64_t width, const Quantised& out) {
   const int lane = threadIdx.x % 32;
   float top = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
   for (int offset = 16; offset > 0; offset /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
-  const float scale = fmaxf(top, 1e-10f) / kLargest, inverse = 1.0f / scale;
+  const float scale = scale_of(top), inverse = 1.0f / scale;
   if (lane == 0) out.scales[k / kGroup * out.scale_stride + row] = scale;
-  uint32_t packed = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    packed |= uint32_t(__nv_cvt_float_to_fp8(v[i] * inverse, __NV_SATFINITE, __NV_E4M3)) << (8 * i);
-  }
   const int64_t at = k + lane * 4;
-  if (at < width) *reinterpret_cast<uint32_t*>(out.values + row * width + at) = packed;  // widths are multiples of 16
+  // Widths are multiples of 16.
+  if (at < width) *reinterpret_cast<uint32_t*>(out.values + row * width + at) = pack_fp8(v, inverse);
 }
 
 __device__ void load_group(const Elements& x, int64_t row, int64_t stride, int64_t k, int64_t width, float (&v)[4]) {
@@ -69,6 +64,18 @@ __global__ void __launch_bounds__(kWarps * 32) swiglu_quantise_kernel(Elements g
   store_group(v, row, k, width, out);
 }
 
+// A block per row: its values as they lie, its scales to their columns.
+__global__ void __launch_bounds__(kWarps * 32)
+    gather_kernel(const uint8_t* x, int64_t row_bytes, const int32_t* row_of, int64_t width, Quantised out) {
+  const int64_t row = blockIdx.x;
+  const uint8_t* const from = x + row_of[row] * row_bytes;
+  auto* const to = reinterpret_cast<uint4*>(out.values + row * width);
+  for (int64_t i = threadIdx.x; i < width / 16; i += kWarps * 32) to[i] = reinterpret_cast<const uint4*>(from)[i];
+  const auto* const scales = reinterpret_cast<const float*>(from + width);
+  for (int64_t i = threadIdx.x; i * kGroup < width; i += kWarps * 32)
+    out.scales[i * out.scale_stride + row] = scales[i];
+}
+
 }  // namespace
 
 size_t Quantised::bytes(int64_t rows, int64_t k) {
@@ -89,6 +96,14 @@ void quantise(const Context& ctx, TensorView x, const int32_t* row_of, int64_t r
   const dim3 grid(unsigned(rows), unsigned(ceil_div(x.dim(1), kWarps * kGroup)));
   quantise_kernel<<<grid, kWarps * 32, 0, stream_of(ctx)>>>(Elements(x), row_of, x.dim(1), out);
   check_launch(ctx, "quantise");
+}
+
+void gather_quantised(const Context& ctx, TensorView x, const int32_t* row_of, int64_t width, int64_t rows,
+                      const Quantised& out) {
+  if (rows == 0) return;
+  CHECK(width % 16 == 0);
+  gather_kernel<<<unsigned(rows), kWarps * 32, 0, stream_of(ctx)>>>(x.as<uint8_t>(), x.dim(1), row_of, width, out);
+  check_launch(ctx, "gather fp8 rows");
 }
 
 void swiglu_quantise(const Context& ctx, TensorView gate_up, const Quantised& out) {

@@ -45,6 +45,9 @@ struct Quantised {
   static Quantised take(device::Workspace& workspace, int64_t rows, int64_t k);
 };
 void quantise(const Context& ctx, device::TensorView x, const int32_t* row_of, int64_t rows, const Quantised& out);
+// The same of rows that are quantised already: x [T, fp8_row_bytes(width)] (fp8_rows.h), width a multiple of 16.
+void gather_quantised(const Context& ctx, device::TensorView x, const int32_t* row_of, int64_t width, int64_t rows,
+                      const Quantised& out);
 // The same of silu(gate) * up:  gate_up [rows, 2 width] f32 or bf16.
 void swiglu_quantise(const Context& ctx, device::TensorView gate_up, const Quantised& out);
 

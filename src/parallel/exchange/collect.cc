@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "kernels/fp8_rows.h"
 
 namespace tandem::parallel {
 namespace {
@@ -12,9 +13,12 @@ int64_t row_bytes(const ExchangeShape& shape) { return shape.hidden * int64_t(si
 int64_t max_rows(const ExchangeShape& shape) { return int64_t(shape.num_ranks) * shape.max_tokens; }
 // A token brings at most one pair per slot of this rank.
 int64_t max_pairs(const ExchangeShape& shape) { return max_rows(shape) * std::min(shape.top_k, shape.slots_per_rank); }
-// One rank alone reads its rows where they lie.
+// One rank alone reads its rows where they lie, if they are as they were.
+bool reads_in_place(const ExchangeShape& shape) {
+  return shape.num_ranks == 1 && shape.payload == ExchangePayload::kAsTheyAre;
+}
 int64_t rows_buffer(const ExchangeShape& shape) {
-  return shape.num_ranks == 1 ? 0 : max_rows(shape) * row_bytes(shape);
+  return reads_in_place(shape) ? 0 : max_rows(shape) * row_bytes(shape);
 }
 
 }  // namespace
@@ -47,7 +51,7 @@ void Collector::add(int32_t source_rank, const ExchangeSource& source) {
   taken.source = source;
   taken.first_row = low_latency ? source_rank * shape_.max_low_latency_tokens : num_rows_;
   int32_t* row_of = row_of_.data() + size_t(source_rank) * size_t(shape_.max_tokens) * size_t(shape_.top_k);
-  const int64_t width = row_bytes(shape_);
+  const bool in_place = reads_in_place(shape_);
   int64_t row = taken.first_row;
   for (int64_t t = 0; t < source.num_tokens; ++t) {
     bool wanted = false;
@@ -60,14 +64,19 @@ void Collector::add(int32_t source_rank, const ExchangeSource& source) {
       row_of[pair] = int32_t(row);  // becomes the sorted row in finish()
       ++slot_begin_[size_t(slot - rank_.value * shape_.slots_per_rank) + 1];
     }
-    if (shape_.num_ranks == 1) {
-      ++row;
-    } else if (wanted) {
-      std::memcpy(static_cast<std::byte*>(rows_.data()) + row * width, source.x + t * width, size_t(width));
-      ++row;
-    }
+    if (wanted && !in_place) take_row(source, t, row);
+    if (wanted || in_place) ++row;
   }
   num_rows_ = std::max(num_rows_, row);
+}
+
+void Collector::take_row(const ExchangeSource& source, int64_t token, int64_t row) {
+  auto* const to = static_cast<std::byte*>(rows_.data()) + row * row_bytes(shape_);
+  const std::byte* from = source.x + token * payload_row_bytes(shape_);
+  if (shape_.payload == ExchangePayload::kFp8) {
+    return kernels::dequantise_row(from, shape_.hidden, reinterpret_cast<float*>(to));
+  }
+  std::memcpy(to, from, size_t(row_bytes(shape_)));
 }
 
 ReceivedRows Collector::finish() {
@@ -88,7 +97,7 @@ ReceivedRows Collector::finish() {
   }
   for (int32_t s = slots; s > 0; --s) slot_begin_[size_t(s)] = slot_begin_[size_t(s) - 1];
   slot_begin_[0] = 0;
-  void* rows = shape_.num_ranks == 1 ? const_cast<std::byte*>(taken_[0].source.x) : rows_.data();
+  void* rows = reads_in_place(shape_) ? const_cast<std::byte*>(taken_[0].source.x) : rows_.data();
   ReceivedRows received;
   received.rows = device::TensorView(rows, shape_.dtype, {num_rows_, shape_.hidden});
   received.sort = {{slot_begin_.data(), slot_begin_.size()}, {row_token_.data(), size_t(pairs)}};

@@ -13,7 +13,7 @@ namespace tandem::parallel {
 
 // What one rank dispatched.
 struct ExchangeSource {
-  const std::byte* x = nullptr;    // [num_tokens, hidden]
+  const std::byte* x = nullptr;    // [num_tokens, payload_row_bytes]
   const int32_t* slots = nullptr;  // [num_tokens, top_k] global slots; entries of other ranks' slots are skipped
   int64_t num_tokens = 0;
 };
@@ -41,6 +41,7 @@ class Collector {
     ExchangeSource source;
     int64_t first_row = 0;
   };
+  void take_row(const ExchangeSource& source, int64_t token, int64_t row);
   bool is_local(int32_t slot) const { return slot / shape_.slots_per_rank == rank_.value; }
 
   const ExchangeShape shape_;

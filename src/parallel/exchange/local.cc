@@ -49,7 +49,7 @@ class LocalExchange final : public ExpertExchange {
     channel.since = TimePoint{};
     channel.added.assign(channel.added.size(), false);
     Published& mine = self_.channels[size_t(index)];
-    mine.source = {x.as<std::byte>(), slots.as<int32_t>(), x.dim(0)};
+    mine.source = {self_.outgoing[size_t(index)].take(x), slots.as<int32_t>(), x.dim(0)};
     mine.dispatched.store(channel.round);  // sequentially consistent, as is `parked`: one of two sides sees the other
     self_.collectors[size_t(index)].start(mode);
     ring();
@@ -188,7 +188,9 @@ class LocalExchange final : public ExpertExchange {
 
 }  // namespace
 
-int64_t exchange_bytes(const ExchangeShape& shape) { return Collector::bytes(shape) * shape.num_channels; }
+int64_t exchange_bytes(const ExchangeShape& shape) {
+  return (Collector::bytes(shape) + Outgoing::bytes(shape)) * shape.num_channels;
+}
 
 std::vector<std::unique_ptr<ExpertExchange>> make_local_exchanges(const ExchangeShape& shape, Duration deadline,
                                                                   int32_t spins) {

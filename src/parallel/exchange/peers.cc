@@ -16,14 +16,14 @@ using device::TensorView;
 using kernels::PeerBox;
 using kernels::PeerGroup;
 
-int64_t row_bytes(const ExchangeShape& shape) { return shape.hidden * int64_t(size_of(shape.dtype)); }
+bool sends_fp8(const ExchangeShape& shape) { return shape.payload == ExchangePayload::kFp8; }
 int64_t own_pairs(const ExchangeShape& shape) { return shape.max_tokens * shape.top_k; }
 int64_t all_pairs(const ExchangeShape& shape) { return own_pairs(shape) * shape.num_ranks; }
 
 // Memory of one rank and channel, on the GPU that is in use when it is made.
 struct PeerMemory {
   explicit PeerMemory(const ExchangeShape& shape)
-      : rows(Device::kCuda, size_t(shape.max_tokens * shape.num_ranks * row_bytes(shape))),
+      : rows(Device::kCuda, size_t(shape.max_tokens * shape.num_ranks * payload_row_bytes(shape))),
         slots(Device::kCuda, size_t(all_pairs(shape)) * sizeof(int32_t)),
         counters(Device::kCuda, size_t(3 * shape.num_ranks + 2) * sizeof(uint64_t)),
         result_of(Device::kCuda, size_t(own_pairs(shape)) * sizeof(float*)),
@@ -72,7 +72,8 @@ class PeerExchange final : public ExpertExchange {
       group.num_ranks = shape.num_ranks;
       group.slots_per_rank = shape.slots_per_rank;
       group.top_k = shape.top_k;
-      group.row_bytes = row_bytes(shape);
+      group.row_bytes = payload_row_bytes(shape);
+      group.fp8_width = sends_fp8(shape) ? shape.hidden : 0;
       group.exchanges = channel.memory->counter(3 * shape.num_ranks);
       group.blocks_done = reinterpret_cast<uint32_t*>(channel.memory->counter(3 * shape.num_ranks + 1));
       group.fault = device::wait_fault();
@@ -106,7 +107,9 @@ class PeerExchange final : public ExpertExchange {
                           {begin, tokens, results, shape_.hidden, channel.sorted_results()});
     const int64_t rows = shape_.num_ranks * channel.group.stride, pairs = rows * shape_.top_k;
     ReceivedRows received;
-    received.rows = TensorView(memory.rows.data(), shape_.dtype, {rows, shape_.hidden});
+    received.rows = sends_fp8(shape_)
+                        ? TensorView(memory.rows.data(), device::DType::kF8E4M3, {rows, payload_row_bytes(shape_)})
+                        : TensorView(memory.rows.data(), shape_.dtype, {rows, shape_.hidden});
     received.sort = {{begin, size_t(shape_.slots_per_rank) + 1}, {tokens, size_t(pairs)}};
     received.results = TensorView(results, device::DType::kF32, {pairs, shape_.hidden});
     return std::optional<ReceivedRows>(received);
@@ -155,7 +158,7 @@ class PeerExchange final : public ExpertExchange {
 
 int64_t peer_exchange_bytes(const ExchangeShape& shape) {
   const int64_t pairs = all_pairs(shape);
-  const int64_t rows = shape.max_tokens * shape.num_ranks * row_bytes(shape);
+  const int64_t rows = shape.max_tokens * shape.num_ranks * payload_row_bytes(shape);
   const int64_t lists = pairs * (3 * int64_t(sizeof(int32_t)) + int64_t(sizeof(float*)));
   return shape.num_channels * (rows + lists + pairs * shape.hidden * int64_t(sizeof(float)) + (1 << 12));
 }
@@ -168,8 +171,12 @@ Result<std::vector<std::unique_ptr<ExpertExchange>>> make_peer_exchanges(const E
     return invalid_input(
         fmt::format("{} GPUs of one node exchange rows at most, wanted {}", kernels::kMaxPeers, shape.num_ranks));
   }
-  if (row_bytes(shape) % 16 != 0) {
-    return invalid_input(fmt::format("rows of {} bytes: GPUs exchange multiples of 16", row_bytes(shape)));
+  if (payload_row_bytes(shape) % 16 != 0) {
+    return invalid_input(fmt::format("rows of {} bytes: GPUs exchange multiples of 16", payload_row_bytes(shape)));
+  }
+  if (sends_fp8(shape) && (shape.dtype != device::DType::kBF16 || shape.hidden % 16 != 0)) {
+    return invalid_input(fmt::format("rows of {} {}: GPUs exchange multiples of 16 bf16 numbers in FP8", shape.hidden,
+                                     to_string(shape.dtype)));
   }
   std::vector<int32_t> gpus;
   for (const PeerSeat& seat : seats) gpus.push_back(seat.gpu);

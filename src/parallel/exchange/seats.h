@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "parallel/exchange/collect.h"
+#include "parallel/exchange/outgoing.h"
 
 namespace tandem::parallel {
 
@@ -20,9 +21,11 @@ struct alignas(64) Published {
 struct Seat {
   Seat(const ExchangeShape& shape, Rank rank) : channels(size_t(shape.num_channels)) {
     for (int32_t i = 0; i < shape.num_channels; ++i) collectors.emplace_back(shape, rank);
+    for (int32_t i = 0; i < shape.num_channels; ++i) outgoing.emplace_back(shape);
   }
   std::vector<Published> channels;
-  std::vector<Collector> collectors;  // by channel
+  std::vector<Collector> collectors;  // by channel, as outgoing
+  std::vector<Outgoing> outgoing;
   std::atomic<bool> parked = false;
 };
 

@@ -43,6 +43,7 @@ class NodeExchange final : public ExpertExchange {
     }
     return missing;
   }
+  int64_t row_bytes_sent() const override { return row_bytes_sent_; }
   bool drive(TimePoint now) override {
     port_.progress(now);
     return true;
@@ -83,6 +84,7 @@ class NodeExchange final : public ExpertExchange {
   Seat& self_;
   std::vector<Channel> channels_;
   std::vector<int32_t> tokens_, pairs_;  // scratch of send_rows and poll_results
+  int64_t row_bytes_sent_ = 0;
 };
 
 NodeExchange::NodeExchange(std::shared_ptr<Group> group, int32_t index)
@@ -122,7 +124,7 @@ void NodeExchange::post_dispatch(int32_t index, ExchangeTag tag, ExchangeMode mo
   channel.num_added = 0;
   channel.since = TimePoint{};
   channel.added.assign(channel.added.size(), false);
-  const ExchangeSource source{x.as<std::byte>(), slots.as<int32_t>(), x.dim(0)};
+  const ExchangeSource source{self_.outgoing[size_t(index)].take(x), slots.as<int32_t>(), x.dim(0)};
   mine(index).source = source;
   mine(index).dispatched.store(
       channel.round);  // sequentially consistent, as is `parked`: one of two sides sees the other
@@ -152,7 +154,7 @@ void NodeExchange::send_rows(int32_t index, int32_t to, const ExchangeSource& so
     const int32_t* slots = source.slots + token * shape.top_k;
     if (std::any_of(slots, slots + shape.top_k, theirs)) tokens_.push_back(int32_t(token));
   }
-  const size_t row_bytes = size_t(exchange_row_bytes(shape)), slot_bytes = size_t(shape.top_k) * sizeof(int32_t);
+  const size_t row_bytes = size_t(payload_row_bytes(shape)), slot_bytes = size_t(shape.top_k) * sizeof(int32_t);
   const size_t most = (transport::kMaxMessageBytes - kRowsHeaderBytes) / (row_bytes + slot_bytes);
   CHECK(most > 0);
   size_t first = 0;
@@ -170,6 +172,7 @@ void NodeExchange::send_rows(int32_t index, int32_t to, const ExchangeSource& so
       }
       bytes.append(reinterpret_cast<const char*>(source.x) + size_t(tokens_[i]) * row_bytes, row_bytes);
     }
+    row_bytes_sent_ += int64_t(bytes.size());
     port_.send(to, std::move(bytes));
     first += count;
   } while (first < tokens_.size());
@@ -375,7 +378,7 @@ Result<std::vector<std::unique_ptr<ExpertExchange>>> make_node_exchanges(GroupSt
                                                                          Duration deadline, int32_t spins) {
   CHECK(shape.num_ranks == state.num_ranks() && shape.slots_per_rank > 0 && shape.top_k > 0 && shape.hidden > 0);
   CHECK(shape.max_tokens > 0 && shape.max_low_latency_tokens <= shape.max_tokens && shape.num_channels > 0);
-  const auto row_bytes = size_t(std::max(exchange_row_bytes(shape) + shape.top_k * int64_t(sizeof(int32_t)),
+  const auto row_bytes = size_t(std::max(payload_row_bytes(shape) + shape.top_k * int64_t(sizeof(int32_t)),
                                          shape.hidden * int64_t(sizeof(float))));
   if (row_bytes + kRowsHeaderBytes > transport::kMaxMessageBytes) {
     return invalid_input(fmt::format("a token of {} numbers takes {} bytes, a message between nodes at most {}",

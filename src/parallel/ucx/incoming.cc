@@ -2,18 +2,31 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
+
+#include "kernels/fp8_rows.h"
 
 namespace tandem::parallel {
 
 Incoming::Incoming(const ExchangeShape& shape, Rank rank)
     : shape_(shape),
       rank_(rank),
-      x_(device::Device::kCpu, size_t(shape.max_tokens * exchange_row_bytes(shape))),
+      x_(device::Device::kCpu, size_t(shape.max_tokens * payload_row_bytes(shape))),
       slots_(size_t(shape.max_tokens * shape.top_k)) {}
 
 int64_t Incoming::bytes(const ExchangeShape& shape) {
-  return shape.max_tokens * (exchange_row_bytes(shape) + shape.top_k * int64_t(sizeof(int32_t)));
+  return shape.max_tokens * (payload_row_bytes(shape) + shape.top_k * int64_t(sizeof(int32_t)));
+}
+
+// What a row in FP8 says is taken for numbers only where its scales are some.
+Status Incoming::check_scales(const std::byte* row, size_t number) const {
+  if (shape_.payload != ExchangePayload::kFp8) return Ok{};
+  const int64_t group = kernels::find_bad_scale(row, shape_.hidden);
+  if (group < 0) return Ok{};
+  const int64_t begin = group * kernels::kFp8Group, end = std::min(shape_.hidden, begin + kernels::kFp8Group);
+  return corrupt(
+      fmt::format("the scale of columns [{}, {}) of row {} is not a finite positive number", begin, end, number));
 }
 
 ExchangeSource Incoming::source() const {
@@ -33,10 +46,11 @@ Status Incoming::take_rows(const RowsHeader& header, std::string_view body, uint
   if (header.first != (begins ? 0 : num_rows_) || (!begins && !same)) {
     return corrupt(fmt::format("rows [{}, +{}) of {} out of order", header.first, header.count, header.total));
   }
-  const size_t row_bytes = size_t(exchange_row_bytes(shape_)), top_k = size_t(shape_.top_k);
+  const size_t row_bytes = size_t(payload_row_bytes(shape_)), top_k = size_t(shape_.top_k);
   const size_t slot_bytes = top_k * sizeof(int32_t);
   if (body.size() != header.count * (slot_bytes + row_bytes)) {
-    return corrupt(fmt::format("{} bytes for {} rows", body.size(), header.count));
+    return corrupt(fmt::format("{} bytes for {} rows of {} and {} slots (payload {})", body.size(), header.count,
+                               row_bytes, top_k, to_string(shape_.payload)));
   }
   const int32_t first_slot = rank_.value * shape_.slots_per_rank;
   for (size_t row = 0; row < header.count; ++row) {
@@ -48,7 +62,9 @@ Status Incoming::take_rows(const RowsHeader& header, std::string_view body, uint
         return corrupt(fmt::format("a row for slot {}, which is not rank {}'s", slots[k], rank_.value));
       }
     }
-    std::memcpy(static_cast<std::byte*>(x_.data()) + at * row_bytes, body.data() + slot_bytes, row_bytes);
+    std::byte* const to = static_cast<std::byte*>(x_.data()) + at * row_bytes;
+    std::memcpy(to, body.data() + slot_bytes, row_bytes);
+    RETURN_IF_ERROR(check_scales(to, at));
     body.remove_prefix(slot_bytes + row_bytes);
   }
   header_ = header;

@@ -14,10 +14,6 @@
 
 namespace tandem::parallel {
 
-inline int64_t exchange_row_bytes(const ExchangeShape& shape) {
-  return shape.hidden * int64_t(device::size_of(shape.dtype));
-}
-
 class Incoming {
  public:
   Incoming(const ExchangeShape& shape, Rank rank);
@@ -37,6 +33,8 @@ class Incoming {
   const float* results() const { return results_; }
 
  private:
+  Status check_scales(const std::byte* row, size_t number) const;
+
   const ExchangeShape shape_;
   const Rank rank_;  // ours
   device::Buffer x_;
