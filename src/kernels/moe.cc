@@ -83,6 +83,18 @@ void combine(const Context& ctx, std::span<const float* const> rows, TensorView 
   }
 }
 
+void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, const GpuPlaces& places, int32_t intermediate,
+                 TensorView y) {
+  CHECK(is_cuda(ctx.backend));
+  CHECK(ctx.pool != nullptr && ctx.workspace != nullptr);
+  CHECK(x.rank() == 2 && y.rank() == 2 && x.dim(1) == y.dim(1) && intermediate > 0);
+  CHECK(x.dtype() == ctx.act_dtype() && y.dtype() == DType::kF32 && y.dim(0) == int64_t(sort.row_token.size()));
+  CHECK(places.first != nullptr && places.of_slot != nullptr && places.num_slots > 0);
+  CHECK(places.num_places >= places.num_slots && size_t(places.num_slots) + 1 == sort.slot_begin.size());
+  const profile::OpSpan span(ctx.spans, "grouped_mlp");  // which slots have rows is known on the GPU only
+  cuda::grouped_mlp(ctx, x, sort, places, intermediate, y);
+}
+
 void choose_slots(const Context& ctx, const SlotChoice& choice, TensorView ids, int32_t* counts) {
   CHECK(is_cuda(ctx.backend));
   CHECK(ids.rank() == 2 && ids.dtype() == DType::kI32);
