@@ -126,7 +126,7 @@ class NodeRanksImpl final : public NodeRanks {
   Status use_gpus(const parallel::ExchangeShape& shape, std::vector<model::RankOptions>& ranks) const;
   bool moves_between_nodes() const;
   Status open_expert_ports();
-  void build_balancer();
+  Status build_balancer();
   void build_follower();
 
   const ResolvedConfig& config_;
@@ -168,7 +168,7 @@ Status NodeRanksImpl::build() {
   if (addresses_.size() < 2) addresses_.clear();
   RETURN_IF_ERROR(build_engines());
   if (config_.node_rank == 0) {
-    build_balancer();
+    RETURN_IF_ERROR(build_balancer());
   } else {
     build_follower();
   }
@@ -364,7 +364,7 @@ Status NodeRanksImpl::use_gpus(const parallel::ExchangeShape& shape, std::vector
   for (size_t i = 0; i < ranks.size(); ++i) {
     ranks[i].gpu = gpu_of(config_, int32_t(i));
     device::use_gpu(ranks[i].gpu);
-    ASSIGN_OR_RETURN(device::Stream stream, device::Stream::create());
+    ASSIGN_OR_RETURN(device::Stream stream, device::Stream::create(true));  // ahead of moving experts
     ranks[i].stream = std::make_shared<const device::Stream>(std::move(stream));
     seats.push_back({ranks[i].gpu, ranks[i].stream, kRankDeadline});
   }
@@ -447,8 +447,8 @@ Status NodeRanksImpl::open_expert_ports() {
   return Ok{};
 }
 
-void NodeRanksImpl::build_balancer() {
-  if (!ranks_[0]->experts) return;
+Status NodeRanksImpl::build_balancer() {
+  if (!ranks_[0]->experts) return Ok{};
   engine::BalancerParts parts;
   parts.clock = parts_.clock;
   parts.metrics = parts_.metrics;
@@ -461,10 +461,16 @@ void NodeRanksImpl::build_balancer() {
     parts.reads = std::make_shared<engine::SlabReads>(
         engine::SlabReads::Parts{std::move(expert_transfers_), first_rank(), expert_addresses_});
   }
+  if (is_cuda(config_.backend) && ranks_[0]->experts->slots().shape().num_spares > 0) {
+    std::vector<int32_t> gpus;
+    for (const auto& rank : ranks_) gpus.push_back(rank->gpu);
+    ASSIGN_OR_RETURN(parts.copies, engine::make_gpu_copies(gpus));
+  }
   balancer_ = std::make_unique<engine::ExpertBalancer>(*config_.balancer, std::move(parts));
-  if (!link_) return;
+  if (!link_) return Ok{};
   link_->on_experts([this](int32_t node, const std::string& bytes) { return balancer_->on_message(node, bytes); },
                     [this](const std::string& reason) { balancer_->on_lost(reason); });
+  return Ok{};
 }
 
 void NodeRanksImpl::build_follower() {
