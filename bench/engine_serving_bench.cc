@@ -46,6 +46,7 @@ class TimedModel final : public model::Model {
     seconds += seconds_since(start);
     return done;
   }
+  void finish(const model::ForwardBatch& batch) override { model_->finish(batch); }
   double seconds = 0;
 
  private:

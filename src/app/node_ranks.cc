@@ -126,7 +126,7 @@ class NodeRanksImpl final : public NodeRanks {
   Status use_gpus(const parallel::ExchangeShape& shape, std::vector<model::RankOptions>& ranks) const;
   bool moves_between_nodes() const;
   Status open_expert_ports();
-  void build_balancer();
+  Status build_balancer();
   void build_follower();
 
   const ResolvedConfig& config_;
@@ -167,27 +167,22 @@ Status NodeRanksImpl::build() {
   }
   if (addresses_.size() < 2) addresses_.clear();
   RETURN_IF_ERROR(build_engines());
-  if (config_.node_rank == 0) {
-    build_balancer();
-  } else {
-    build_follower();
-  }
+  if (config_.node_rank == 0) RETURN_IF_ERROR(build_balancer());
+  if (config_.node_rank != 0) build_follower();
   if (!link_) return Ok{};
   std::vector<engine::EngineDoor*> engines;
   for (const auto& rank : ranks_) engines.push_back(rank->engine.get());
   RETURN_IF_ERROR(link_->open(std::move(engines), std::chrono::seconds(config_.flags.integer("dist_timeout"))));
   int32_t number = config_.num_ranks;
-  for (engine::EngineDoor* remote : link_->remote_ranks()) {
+  for (engine::EngineDoor* remote : link_->remote_ranks())
     if (is_leader(number++)) group_.add(*remote);
-  }
   return Ok{};
 }
 
 std::optional<std::string> NodeRanksImpl::lost() const {
   if (link_ && link_->lost()) return link_->lost();
-  for (const auto& rank : ranks_) {
+  for (const auto& rank : ranks_)
     if (rank->engine->snapshot().lost) return "a rank of this server was lost";
-  }
   return std::nullopt;
 }
 
@@ -370,7 +365,7 @@ Status NodeRanksImpl::use_gpus(const parallel::ExchangeShape& shape, std::vector
   for (size_t i = 0; i < ranks.size(); ++i) {
     ranks[i].gpu = gpu_of(config_, int32_t(i));
     device::use_gpu(ranks[i].gpu);
-    ASSIGN_OR_RETURN(device::Stream stream, device::Stream::create());
+    ASSIGN_OR_RETURN(device::Stream stream, device::Stream::create(true));  // ahead of moving experts
     ranks[i].stream = std::make_shared<const device::Stream>(std::move(stream));
     seats.push_back({ranks[i].gpu, ranks[i].stream, kRankDeadline});
   }
@@ -453,8 +448,8 @@ Status NodeRanksImpl::open_expert_ports() {
   return Ok{};
 }
 
-void NodeRanksImpl::build_balancer() {
-  if (!ranks_[0]->experts) return;
+Status NodeRanksImpl::build_balancer() {
+  if (!ranks_[0]->experts) return Ok{};
   engine::BalancerParts parts;
   parts.clock = parts_.clock;
   parts.metrics = parts_.metrics;
@@ -467,10 +462,16 @@ void NodeRanksImpl::build_balancer() {
     parts.reads = std::make_shared<engine::SlabReads>(
         engine::SlabReads::Parts{std::move(expert_transfers_), first_rank(), expert_addresses_});
   }
+  if (is_cuda(config_.backend) && ranks_[0]->experts->slots().shape().num_spares > 0) {
+    std::vector<int32_t> gpus;
+    for (const auto& rank : ranks_) gpus.push_back(rank->gpu);
+    ASSIGN_OR_RETURN(parts.copies, engine::make_gpu_copies(gpus));
+  }
   balancer_ = std::make_unique<engine::ExpertBalancer>(*config_.balancer, std::move(parts));
-  if (!link_) return;
+  if (!link_) return Ok{};
   link_->on_experts([this](int32_t node, const std::string& bytes) { return balancer_->on_message(node, bytes); },
                     [this](const std::string& reason) { balancer_->on_lost(reason); });
+  return Ok{};
 }
 
 void NodeRanksImpl::build_follower() {

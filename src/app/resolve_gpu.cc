@@ -14,8 +14,6 @@ void refuse_on_gpu(ResolvedConfig& config) {
   refuse(flags.integer("nnodes") > 1, "--nnodes above 1");
   const bool is_split = flags.integer("tp_size") > flags.integer("dp_size") || !flags.enabled("enable_dp_attention");
   refuse(flags.integer("tp_size") > 1 && is_split, "--tp-size above --dp-size, or without --enable-dp-attention,");
-  refuse(flags.enabled("enable_eplb"), "--enable-eplb");
-  refuse(flags.has("eplb_spare_slots") && flags.integer("eplb_spare_slots") > 0, "--eplb-spare-slots above 0");
   refuse(flags.enabled("enable_two_batch_overlap"), "--enable-two-batch-overlap");
   // A GPU counts experts, not the slots that tokens went to.
   const bool has_mode = flags.has("expert_distribution_recorder_mode");

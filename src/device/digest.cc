@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstring>
 
+#include "base/check.h"
+
 namespace tandem::device {
 namespace {
 
@@ -32,6 +34,19 @@ void Digest::add(std::span<const std::byte> bytes) {
     at += word;
     left -= word;
   }
+}
+
+// The finalizer of SplitMix64 over word and place.
+uint64_t digest_of_words(std::span<const std::byte> bytes) {
+  CHECK(bytes.size() % 8 == 0);
+  uint64_t sum = 0;
+  for (size_t i = 0; i < bytes.size() / 8; ++i) {
+    uint64_t x = load(bytes.data() + 8 * i, 8) + (i + 1) * 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    sum += x ^ (x >> 31);
+  }
+  return sum;
 }
 
 uint64_t Digest::finish(uint64_t seed) const {

@@ -25,4 +25,8 @@ inline uint64_t digest(std::span<const std::byte> bytes) {
   return d.finish(bytes.size());
 }
 
+// The one that GPUs compute (device/gpu.h): a sum over 8-byte words, each mixed with its place, in whatever order.
+// Equal to no digest() above.
+uint64_t digest_of_words(std::span<const std::byte> bytes);  // a multiple of 8
+
 }  // namespace tandem::device

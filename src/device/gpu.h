@@ -44,7 +44,8 @@ WaitFault* wait_fault();
 class Stream {
  public:
   Stream() = default;  // none
-  static Result<Stream> create();
+  // goes_first: blocks of its kernels start before those of other streams that wait as well.
+  static Result<Stream> create(bool goes_first = false);
   Stream(Stream&& other) noexcept;
   Stream& operator=(Stream&& other) noexcept;
   ~Stream();
@@ -146,6 +147,10 @@ struct CopyPiece {
 };
 // pieces: in pinned host memory, untouched until the copies are done.
 void copy_pieces_async(const Stream& stream, std::span<const CopyPiece> pieces);
+
+// digest_of_words() of bytes in the GPU's memory, written to 8 bytes there. On few multiprocessors, so that what runs
+// beside it keeps the others. bytes: a multiple of 16, at such an address.
+void digest_async(const Stream& stream, std::span<const std::byte> bytes, uint64_t* out);
 
 // What Buffer is made of; allocation failure ends the process.
 void* gpu_allocate(size_t bytes);  // zero-filled

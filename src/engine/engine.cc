@@ -105,6 +105,7 @@ class RankEngine final : public Engine {
   void lose_group(const std::string& reason);
   void end_everything(const std::string& reason, int32_t status_code);
   void run_batch(const parallel::StepDecision& decision);
+  void count_experts(const model::ForwardBatch& forward);
   void run_step(const parallel::StepDecision& decision);
   StepFigures add_load(StepFigures figures);
   void finish_plan();
@@ -297,8 +298,7 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
   forward.step = decision.step;
   forward.exchange_mode = engine::exchange_mode(core_.config, decision);
   forward.two_batches = decision.two_batches != 0;
-  ExpertPort* const experts = core_.parts.experts;
-  if (experts) experts->before_forward(forward);
+  if (core_.parts.experts) core_.parts.experts->before_forward(forward);
   with_worker([&](auto& worker) { worker.before_forward(batch_); });
   std::function<void(int32_t)> layer_done;  // only prefill servers announce layers, and on a GPU that means waiting
   if (core_.config.role == Role::kPrefill) {
@@ -312,17 +312,24 @@ void RankEngine::run_batch(const parallel::StepDecision& decision) {
     return lose_group(done.error().message);
   }
   forward_steps_ += 1;
-  if (experts) experts->after_forward(forward);
-  if (batch_.empty()) return;  // an idle step: another rank had tokens
+  if (batch_.empty()) return count_experts(forward);  // an idle step: another rank had tokens
   const bool is_decode = batch_.kind() == parallel::StepKind::kDecode;
   const int64_t tokens = is_decode ? int64_t(batch_.entries().size()) : int64_t(batch_.num_tokens());
   {
     const profile::ScopedSpan span(core_.parts.spans, profile::Track::kScheduler, "sample");
     sampler_.run(core_.parts.kernels, batch_);
   }
+  count_experts(forward);
   const profile::ScopedSpan span(core_.parts.spans, profile::Track::kScheduler, "tokens and events");
   with_worker([&](auto& worker) { worker.after_step(batch_, sampler_); });
   count_step(is_decode, tokens);
+}
+
+// Behind what waits for the logits, so that a GPU is waited for once. Afterwards the step is over there, too.
+void RankEngine::count_experts(const model::ForwardBatch& forward) {
+  if (core_.parts.experts == nullptr) return;
+  core_.parts.model->finish(forward);
+  core_.parts.experts->after_forward(forward);
 }
 
 // A step lasts from the end of the one before it, if there was work all along.

@@ -69,6 +69,19 @@ using PlanFn = std::function<Result<experts::ExpertPlacement>(const PlanRequest&
 // Copies bytes of one expert from rank to rank. A test may put a failing one in its place.
 using CopyFn = std::function<Status(std::span<const std::byte> from, std::span<std::byte> to)>;
 
+// How bytes of experts get from place to place within a process, and what is there then. In memory that is done at
+// once; GPUs do it meanwhile, for each rank in order. Owner: the mover's thread. Its end waits for what is under way.
+class PlaceCopies {
+ public:
+  virtual ~PlaceCopies() = default;
+  virtual Status copy(int32_t to_rank, std::span<const std::byte> from, std::span<std::byte> to) = 0;
+  // Of one of the rank's places, after all that was copied there. take: nullopt until it is known; the last one begun.
+  virtual void begin_digest(int32_t rank, std::span<const std::byte> place) = 0;
+  virtual std::optional<uint64_t> take_digest(int32_t rank) = 0;
+};
+// gpu_of_rank: of this process, whose slots are in GPU memory and whose ranks are those from 0.
+Result<std::shared_ptr<PlaceCopies>> make_gpu_copies(std::span<const int32_t> gpu_of_rank);
+
 // The other nodes of the server, each with an ExpertFollower.
 struct NodeLinks {
   int32_t num_nodes = 1;  // with node 0
@@ -89,6 +102,7 @@ struct BalancerParts {
   CopyFn copy;                         // empty: memcpy
   NodeLinks nodes;                     // of one node: nothing to set
   std::shared_ptr<SlabReads> reads;    // with several nodes. Shared only because this header does not know it
+  std::shared_ptr<PlaceCopies> copies = nullptr;  // null: in memory, by `copy`
 };
 
 // What the world may know, copied under a lock.

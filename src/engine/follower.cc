@@ -123,6 +123,7 @@ void Follower::run_plan(const parallel::StepDecision& decision) {
   note_forward_end(parts_.flight, batch.step, done);
   if (!done) return lose_group(done.error().message);
   forward_steps_ += 1;
+  parts_.model->finish(batch);
   if (parts_.experts) parts_.experts->after_forward(batch);
 }
 

@@ -41,14 +41,23 @@ bool takes_fp8_rows(Backend backend, int64_t hidden, int64_t intermediate) {
   return backend == Backend::kCuda && hidden % 16 == 0 && intermediate % kFp8Group == 0;
 }
 
-void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::span<const ExpertWeights* const> experts,
-                 int32_t intermediate, TensorView y) {
+namespace {
+
+void check_mlp(const Context& ctx, const TensorView& x, const SlotSort& sort, int32_t intermediate,
+               const TensorView& y) {
   CHECK(ctx.pool != nullptr && ctx.workspace != nullptr);
   CHECK(x.rank() == 2 && y.rank() == 2 && intermediate > 0);
   const bool fp8 = x.dtype() == DType::kF8E4M3;
   CHECK(fp8 ? takes_fp8_rows(ctx.backend, y.dim(1), intermediate) : x.dtype() == ctx.act_dtype());
   CHECK(x.dim(1) == (fp8 ? fp8_row_bytes(y.dim(1)) : y.dim(1)));
   CHECK(y.dtype() == DType::kF32 && y.dim(0) == int64_t(sort.row_token.size()));
+}
+
+}  // namespace
+
+void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::span<const ExpertWeights* const> experts,
+                 int32_t intermediate, TensorView y) {
+  check_mlp(ctx, x, sort, intermediate, y);
   CHECK(experts.size() + 1 == sort.slot_begin.size());
   if (is_cuda(ctx.backend)) {
     const profile::OpSpan span(ctx.spans, "grouped_mlp");  // which slots have rows is known on the GPU only
@@ -90,6 +99,16 @@ void combine(const Context& ctx, std::span<const float* const> rows, TensorView 
     case Backend::kCuda:
     case Backend::kCudaF32: return cuda::combine(ctx, rows, weights, out);
   }
+}
+
+void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, const GpuPlaces& places, int32_t intermediate,
+                 TensorView y) {
+  CHECK(is_cuda(ctx.backend));
+  check_mlp(ctx, x, sort, intermediate, y);
+  CHECK(places.first != nullptr && places.of_slot != nullptr && places.num_slots > 0);
+  CHECK(places.num_places >= places.num_slots && size_t(places.num_slots) + 1 == sort.slot_begin.size());
+  const profile::OpSpan span(ctx.spans, "grouped_mlp");  // which slots have rows is known on the GPU only
+  cuda::grouped_mlp(ctx, x, sort, places, intermediate, y);
 }
 
 void choose_slots(const Context& ctx, const SlotChoice& choice, TensorView ids, int32_t* counts) {

@@ -61,6 +61,17 @@ void combine(const Context& ctx, std::span<const float* const> rows, device::Ten
 
 // GPU backends only; on the CPU the model and the exchange do the same on the host.
 
+// Experts in equal places side by side, and which of them each slot uses. The table is read when the kernels run, so
+// that a recorded step follows a change of it.
+struct GpuPlaces {
+  const ExpertWeights* first = nullptr;  // place 0; the others lie behind it, each as long as the two projections
+  int32_t num_places = 0, num_slots = 0;
+  const int32_t* of_slot = nullptr;  // [num_slots], in the GPU's memory
+};
+// grouped_mlp() with the weights of places[of_slot[slot]].
+void grouped_mlp(const Context& ctx, device::TensorView x, const SlotSort& sort, const GpuPlaces& places,
+                 int32_t intermediate, device::TensorView y);
+
 // What differs from step to step; it lies in the GPU's memory, so that a recorded step reads it anew.
 struct StepValues {
   uint64_t step = 0;

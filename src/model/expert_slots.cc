@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "device/digest.h"
+#include "device/gpu.h"
 
 namespace tandem::model {
 
@@ -19,6 +20,7 @@ ExpertSlots::ExpertSlots(Shape shape, const ExpertWeights& form, device::Device 
     digests_ = reinterpret_cast<uint64_t*>(static_cast<std::byte*>(slab_.data()) + places * place_bytes_);
   } else {
     slab_ = device::Buffer(device, places * place_bytes_);
+    if (shape_.num_spares > 0) gpu_digests_ = device::Buffer(device, places * sizeof(uint64_t));
     host_digests_.resize(places, 0);
     digests_ = host_digests_.data();
   }
@@ -27,6 +29,7 @@ ExpertSlots::ExpertSlots(Shape shape, const ExpertWeights& form, device::Device 
     weights_.push_back({form.gate_up.like(at), form.down.like(at + form.gate_up.bytes())});
   }
   layers_.resize(size_t(shape_.num_layers));
+  switched_at_.resize(layers_.size(), 0);
   table_.resize(size_t(shape_.num_layers) * size_t(shape_.slots_per_rank), nullptr);
   int32_t next = 0;
   for (const int32_t layer : shape_.expert_layers) {
@@ -52,7 +55,13 @@ Status ExpertSlots::fill(int32_t place, const ExpertWeights& expert) {
   const std::span<std::byte> to = this->place(place);
   expert.gate_up.copy_to(to.data());
   expert.down.copy_to(to.data() + expert.gate_up.bytes());
-  if (slab_.device() == device::Device::kCpu) digests_[place] = device::digest(to);
+  if (slab_.device() == device::Device::kCpu) {
+    digests_[place] = device::digest(to);
+  } else if (gpu_digests_.bytes() > 0) {
+    uint64_t* const there = static_cast<uint64_t*>(gpu_digests_.data()) + place;
+    device::digest_async(device::Stream(), to, there);
+    device::copy_bytes(&digests_[place], there, sizeof(uint64_t));  // behind it on the default stream
+  }
   return Ok{};
 }
 
@@ -65,6 +74,7 @@ void ExpertSlots::switch_layer(int32_t layer, LayerExperts& next) {
   CHECK(has_experts(layer));
   CHECK(next.place_of_slot.size() == size_t(shape_.slots_per_rank));
   std::swap(layers_[size_t(layer)], next);
+  switched_at_[size_t(layer)] = ++num_switches_;
   point(layer);
 }
 

@@ -40,13 +40,18 @@ class ExpertSlots {
   bool has_experts(int32_t layer) const { return !layers_[size_t(layer)].place_of_slot.empty(); }
   // At the start slot s of the i-th expert layer has place i * slots_per_rank + s; the spares come last.
   const LayerExperts& layer(int32_t layer) const { return layers_[size_t(layer)]; }
+  // Rises with every switch_layer(); and what it was at the layer's last one.
+  uint64_t num_switches() const { return num_switches_; }
+  uint64_t switched_at(int32_t layer) const { return switched_at_[size_t(layer)]; }
   // By slot of this rank; changes with switch_layer().
   std::span<const kernels::ExpertWeights* const> weights(int32_t layer) const {
     return {table_.data() + size_t(layer) * size_t(shape_.slots_per_rank), size_t(shape_.slots_per_rank)};
   }
 
+  const kernels::ExpertWeights& weights_of_place(int32_t place) const { return weights_[size_t(place)]; }
   std::span<std::byte> place(int32_t place) const;
-  // Of the bytes that were put there with fill(), or set by whoever copied them; on a GPU only the latter.
+  // Of the bytes that were put there with fill(), or set by whoever copied them. On a GPU it is digest_of_words(), and
+  // fill() notes it only where there are spare places, without which nobody asks.
   uint64_t digest(int32_t place) const { return digests_[place]; }
   void set_digest(int32_t place, uint64_t digest) { digests_[place] = digest; }
   // All places and, behind them, their digests: the same offsets on every rank, so that other nodes can read both. On
@@ -69,9 +74,12 @@ class ExpertSlots {
   const Shape shape_;
   size_t place_bytes_ = 0;
   device::Buffer slab_;
-  std::vector<kernels::ExpertWeights> weights_;       // by place
-  std::vector<uint64_t> host_digests_;                // of a slab on a GPU
-  uint64_t* digests_ = nullptr;                       // by place; the end of the slab, or host_digests_
+  std::vector<kernels::ExpertWeights> weights_;  // by place
+  device::Buffer gpu_digests_;                   // where a GPU computes them while loading, by place
+  std::vector<uint64_t> host_digests_;           // of a slab on a GPU
+  uint64_t* digests_ = nullptr;                  // by place; the end of the slab, or host_digests_
+  uint64_t num_switches_ = 0;
+  std::vector<uint64_t> switched_at_;                 // by model layer
   std::vector<LayerExperts> layers_;                  // by model layer; empty for dense ones
   std::vector<const kernels::ExpertWeights*> table_;  // [num_layers, slots_per_rank]
 };

@@ -42,9 +42,10 @@ struct ForwardBatch {
   // out [logit_rows.size(), vocab_size] f32, caller's memory on the model's device; null on ranks of an attention group
   // that need none.
   float* logits = nullptr;
-  int32_t* expert_counts = nullptr;  // out [num_layers, num_routed_experts], added to; null: not wanted
-  int32_t* slot_counts = nullptr;    // out [num_layers, slots of all ranks], added to; null: not wanted. On the CPU
-  int32_t* chosen_slots = nullptr;   // out [num_layers, T, top_k], layers with experts only; null: not wanted. CPU
+  // out [num_layers, num_routed_experts], added to, on a GPU by finish(); null: not wanted
+  int32_t* expert_counts = nullptr;
+  int32_t* slot_counts = nullptr;   // out [num_layers, slots of all ranks], added to; null: not wanted. On the CPU
+  int32_t* chosen_slots = nullptr;  // out [num_layers, T, top_k], layers with experts only; null: not wanted. CPU
 };
 
 struct ForwardLimits {
@@ -75,6 +76,9 @@ class Model {
   // model can run no further step.
   virtual Status forward(const ForwardBatch& batch, kv::KvStorage& cache,
                          const std::function<void(int32_t layer)>& layer_done) = 0;
+  // After each forward() that succeeded, when whoever needs its logits has waited for them: waits for the rest of the
+  // step, and adds to batch.expert_counts what a GPU has counted. The CPU has nothing left to do.
+  virtual void finish(const ForwardBatch&) {}
   // GPU backends, before the first step: records decode steps. From then on one with this cache and these logits costs
   // the host one launch. kPeerLost as of forward().
   virtual Status record_decode(const DecodeRecording&, kv::KvStorage&, float*) {

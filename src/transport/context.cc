@@ -46,8 +46,8 @@ Status configure(ucp_config_t* config) {
 // Names that UCX does not know are no error to it, so which ones are missing is looked up by check_devices().
 Status choose_devices(ucp_config_t* config, const std::vector<std::string>& devices) {
   if (devices.empty()) {
-    // The interface by which the other side was reached, and no other: with all of them, one that goes away (a veth of a
-    // container that ended) would fail every later connection until this process is started again.
+    // The interface by which the other side was reached, and no other: with all of them, one that goes away (a veth of
+    // a container that ended) would fail every later connection until this process is started again.
     const ucs_status_t status = ucp_config_modify(config, "CM_USE_ALL_DEVICES", "n");
     if (status == UCS_OK) return Ok{};
     return invalid_input(fmt::format("UCX CM_USE_ALL_DEVICES=n: {}", ucs_status_string(status)));

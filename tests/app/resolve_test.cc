@@ -225,7 +225,7 @@ TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
   for (const char* flags :
        {"--dp-size 2", "--enable-mixed-chunk", "--speculative-algorithm EAGLE", "--enable-single-batch-overlap",
         "--device xpu", "--device cuda --nnodes 2 --tp-size 2 --dist-init-addr localhost:5000",
-        "--device cuda --tp-size 2", "--device cuda --enable-two-batch-overlap", "--device cuda --eplb-spare-slots 4",
+        "--device cuda --tp-size 2", "--device cuda --enable-two-batch-overlap",
         "--device cuda --expert-distribution-recorder-mode per_pass",
         "--device cuda --expert-distribution-recorder-mode per_token",
         "--device cuda --enable-expert-distribution-metrics"}) {
@@ -233,6 +233,12 @@ TEST(Resolve, LaterFlagsAreValidButRefusedAtStart) {
     EXPECT_TRUE(outcome.faults.empty()) << flags << ": " << joined(outcome.faults);
     EXPECT_FALSE(outcome.config.refusals.empty()) << flags;
   }
+  // Experts move on GPUs, too.
+  ResolveOutcome moves = resolve_line("--model-path " + kTiny +
+                                      " --device cuda --tp-size 2 --dp-size 2 --enable-dp-attention --enable-eplb"
+                                      " --enable-eplb-rebalance-async --ep-num-redundant-experts 8");
+  EXPECT_TRUE(moves.faults.empty() && moves.config.refusals.empty()) << joined(moves.config.refusals);
+  EXPECT_EQ(moves.config.experts.spare_slots, 8);
   // The same flags with their default values change nothing and are not refused.
   ResolveOutcome outcome = resolve_line("--model-path " + kTiny + " --tp 1 --init-expert-location trivial --nnodes 1");
   EXPECT_TRUE(outcome.config.refusals.empty()) << joined(outcome.config.refusals);

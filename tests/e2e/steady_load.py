@@ -123,8 +123,8 @@ class Window:
 
 def assert_tokens_return(case, port, fault, host="127.0.0.1"):
     """fault(): breaks something under load and returns when it is mended. Of the windows behind it, in a few attempts,
-    one must have the tokens/s from before within RETURN_SHARE; where others took more of the machine than before, within
-    that of their rest."""
+    one must have the tokens/s from before within RETURN_SHARE; where others took more of the machine than before,
+    within that of their rest."""
     shares = []
     for _ in range(ATTEMPTS):
         with load_on(port, host=host) as load:

@@ -23,9 +23,36 @@ using engine::ExpertPort;
 using engine::RebalanceReply;
 using experts::ExpertPlacement;
 
+// Copies as a GPU makes them: the digest is asked for, and known some looks later.
+class LateCopies final : public engine::PlaceCopies {
+ public:
+  Status copy(int32_t, std::span<const std::byte> from, std::span<std::byte> to) override {
+    std::memcpy(to.data(), from.data(), from.size());
+    if (spoils_next) to[5] ^= std::byte(1);
+    spoils_next = false;
+    return Ok{};
+  }
+  void begin_digest(int32_t, std::span<const std::byte> place) override {
+    digest_ = device::digest(place);
+    looks_left_ = looks_needed;
+    digests_begun += 1;
+  }
+  std::optional<uint64_t> take_digest(int32_t) override {
+    if (looks_left_-- > 0) return std::nullopt;
+    return digest_;
+  }
+
+  int64_t looks_needed = 3, digests_begun = 0;
+  bool spoils_next = false;
+
+ private:
+  uint64_t digest_ = 0;
+  int64_t looks_left_ = 0;
+};
+
 class Rig {
  public:
-  explicit Rig(engine::ExpertBalancerConfig config = {}) {
+  explicit Rig(engine::ExpertBalancerConfig config = {}, std::shared_ptr<engine::PlaceCopies> copies_by = nullptr) {
     const ExpertPlacement start = experts::trivial_placement(kLayers, kExperts, kTopology.num_slots());
     config.topology = kTopology;
     engine::BalancerParts parts;
@@ -48,6 +75,7 @@ class Rig {
       if (copies == corrupt_at_copy) to[3] ^= std::byte(1);
       return Ok{};
     };
+    parts.copies = std::move(copies_by);
     balancer = std::make_unique<ExpertBalancer>(config, std::move(parts));
   }
 
@@ -155,6 +183,38 @@ TEST(Movement, BytesPerStepAreBounded) {
   }
   rig.settle();
   rig.expect_consistent(next);
+}
+
+TEST(Movement, DigestsThatComeLaterAreAwaitedAndAskedForOnce) {
+  const auto copies = std::make_shared<LateCopies>();
+  Rig rig({}, copies);
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    const ExpertPlacement next = random_placement(seed);
+    rig.change_to(next);
+    rig.expect_consistent(next);
+  }
+  EXPECT_EQ(rig.balancer->view().failed, 0u);
+  EXPECT_EQ(copies->digests_begun, rig.balancer->view().moves_done);
+}
+
+TEST(Failure, ADigestThatNeverComesOrDiffersEndsThePlanAndTheNextOneSucceeds) {
+  const auto copies = std::make_shared<LateCopies>();
+  engine::ExpertBalancerConfig config;
+  config.progress_deadline = std::chrono::seconds(2);
+  Rig rig(config, copies);
+  const ExpertPlacement start = rig.balancer->view().placement;
+  copies->looks_needed = INT64_MAX;
+  rig.change_to(random_placement(1));
+  EXPECT_EQ(rig.balancer->view().last_error, "no expert was copied within 2.0 s");
+  rig.expect_consistent(start);
+  copies->looks_needed = 3;
+  copies->spoils_next = true;
+  rig.change_to(random_placement(2));
+  EXPECT_NE(rig.balancer->view().last_error.find("its source"), std::string::npos);
+  EXPECT_EQ(rig.balancer->view().failed, 2u);
+  rig.expect_consistent(start);
+  rig.change_to(random_placement(3));
+  rig.expect_consistent(random_placement(3));
 }
 
 TEST(Switch, S1_NothingSwitchesBeforeEveryRankHasItStaged) {

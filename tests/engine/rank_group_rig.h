@@ -30,6 +30,10 @@ class RankGroup {
     engine::LoadBalance balance = engine::LoadBalance::kRoundRobin;
     engine::ExpertBalancerConfig balancer = {};
     bool two_batches = false;
+    std::vector<int32_t> gpus = {};  // of the ranks, which compute in f32 then; none: on the CPU
+    bool records_decode = false;     // CUDA graphs
+    // Puts something between the mover and the GPUs; may be empty.
+    std::function<std::shared_ptr<engine::PlaceCopies>(std::shared_ptr<engine::PlaceCopies>)> wrap_copies = {};
   };
 
   explicit RankGroup(const Options& options)
@@ -69,14 +73,19 @@ class RankGroup {
 
   static engine::EngineConfig engine_config(const Options& options);
   static std::vector<std::unique_ptr<model::Model>> load_models(
-      const model::LoadOptions& load, const Clock& clock, std::vector<std::unique_ptr<profile::Recorder>>& recorders);
+      const model::LoadOptions& load, const Options& options, const Clock& clock,
+      std::vector<std::unique_ptr<profile::Recorder>>& recorders);
+  static void use_gpus(const parallel::ExchangeShape& shape, std::span<const int32_t> gpus,
+                       std::vector<model::RankOptions>& ranks);
 
   // Ranks, their threads and the group; last, so that they end before what their events need.
   struct Members {
     Members(std::function<void(api::EngineEvent)> sink, const Options& options);
     ~Members();
-    void start_engine(Rank& rank, const engine::EngineConfig& config, const kernels::Context& kernels);
+    void build_engine(Rank& rank, const kernels::Context& kernels);
+    void start(const Options& options);
     SystemClock clock;
+    kernels::Backend backend = kernels::Backend::kCpu;
     profile::Metrics metrics;
     profile::TraceWriter traces{clock};
     engine::EngineGroup group;
@@ -95,8 +104,9 @@ struct RankGroup::Rank {
   std::unique_ptr<engine::ExpertPort> experts;
   std::shared_ptr<kv::KvStorage> cache;  // of the attention group
   std::shared_ptr<engine::PlanBoard> plans;
-  device::Workspace workspace{device::Device::kCpu, 64 << 20};
+  std::optional<device::Workspace> workspace;
   device::ThreadPool pool{1};
+  engine::EngineConfig config;
   std::unique_ptr<parallel::Communicator> communicator;
   std::unique_ptr<engine::Engine> engine;
   std::jthread thread;
@@ -114,11 +124,37 @@ inline engine::EngineConfig RankGroup::engine_config(const Options& options) {
   config.attn_tp_size = options.attn_tp_size;
   config.two_batch_overlap = options.two_batches;
   config.schedule_conservativeness = options.conservativeness;
+  if (options.records_decode) {
+    config.recorded_decode.batch_sizes = {1, 2, 4, 8, 16};
+    config.recorded_decode.exchange_mode = parallel::ExchangeMode::kLowLatency;
+  }
   return config;
 }
 
+// A stream for each rank, and the exchange between them.
+inline void RankGroup::use_gpus(const parallel::ExchangeShape& shape, std::span<const int32_t> gpus,
+                                std::vector<model::RankOptions>& ranks) {
+  std::vector<parallel::PeerSeat> seats;
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    device::use_gpu(gpus[i]);
+    auto stream = device::Stream::create(true);
+    CHECK(stream.has_value());
+    ranks[i].gpu = gpus[i];
+    ranks[i].stream = std::make_shared<const device::Stream>(std::move(*stream));
+    seats.push_back({gpus[i], ranks[i].stream, std::chrono::seconds(20)});
+  }
+  if (ranks.size() == 1) {
+    ranks[0].exchange = parallel::make_gpu_exchange(shape, kernels::Backend::kCudaF32, ranks[0].stream);
+    return;
+  }
+  auto exchanges = parallel::make_peer_exchanges(shape, kernels::Backend::kCudaF32, seats);
+  CHECK(exchanges.has_value());
+  for (size_t i = 0; i < ranks.size(); ++i) ranks[i].exchange = std::move((*exchanges)[i]);
+}
+
 inline std::vector<std::unique_ptr<model::Model>> RankGroup::load_models(
-    const model::LoadOptions& load, const Clock& clock, std::vector<std::unique_ptr<profile::Recorder>>& recorders) {
+    const model::LoadOptions& load, const Options& options, const Clock& clock,
+    std::vector<std::unique_ptr<profile::Recorder>>& recorders) {
   const model::ModelConfig config = *model::load_config(load.directory, "");
   constexpr auto kDeadline = std::chrono::seconds(60);
   auto exchanges = parallel::make_local_exchanges(exchange_shape(config, load), kDeadline, 0);
@@ -133,6 +169,7 @@ inline std::vector<std::unique_ptr<model::Model>> RankGroup::load_models(
     if (load.attention_tp_size > 1) rank.attention = std::move(seats[i]);
     rank.exchange = std::move(exchanges[i]);
   }
+  if (!options.gpus.empty()) use_gpus(exchange_shape(config, load), options.gpus, rank_options);
   auto models = load_ranks(load, std::move(rank_options));
   CHECK(models.has_value());
   return std::move(*models);
@@ -143,6 +180,8 @@ inline RankGroup::Members::Members(std::function<void(api::EngineEvent)> sink, c
   engine::EngineConfig config = engine_config(options);
   model::testing::RunnerOptions runner;
   if (!kernels::cpu_supports(kernels::Isa::kAvx2)) runner.backend = kernels::Backend::kRef;
+  if (!options.gpus.empty()) runner.backend = kernels::Backend::kCudaF32;
+  backend = runner.backend;
   model::LoadOptions load = model::testing::load_options(runner);
   load.limits = engine::forward_limits(config);
   load.attention_tp_size = options.attn_tp_size;
@@ -154,7 +193,7 @@ inline RankGroup::Members::Members(std::function<void(api::EngineEvent)> sink, c
   load.experts.placement = experts::trivial_placement(model_config.num_layers, model_config.num_routed_experts,
                                                       load.experts.topology.num_slots());
   std::vector<std::unique_ptr<profile::Recorder>> recorders;
-  std::vector<std::unique_ptr<model::Model>> models = load_models(load, clock, recorders);
+  std::vector<std::unique_ptr<model::Model>> models = load_models(load, options, clock, recorders);
   auto communicators = parallel::make_local_communicators(options.num_ranks, std::chrono::seconds(60));
   engine::BalancerParts balancer_parts;
   const kv::KvLayout layout{model_config.num_layers, model_config.mla().row_width(),
@@ -170,10 +209,12 @@ inline RankGroup::Members::Members(std::function<void(api::EngineEvent)> sink, c
     config.dp_rank = i / options.attn_tp_size;
     config.attn_tp_rank = i % options.attn_tp_size;
     if (options.num_ranks > 1) config.log_scope = fmt::format("DP{} TP{} EP{}", config.dp_rank, i, i);
+    if (!options.gpus.empty()) device::use_gpu(options.gpus[size_t(i)]);
+    rank.workspace.emplace(device_of(runner.backend), size_t(64) << 20);
     rank.cache = config.attn_tp_rank > 0 ? ranks[size_t(i) - 1]->cache
-                                         : std::make_shared<kv::KvStorage>(device::Device::kCpu, layout);
+                                         : std::make_shared<kv::KvStorage>(device_of(runner.backend), layout);
     rank.plans = config.attn_tp_rank > 0 ? ranks[size_t(i) - 1]->plans : std::make_shared<engine::PlanBoard>();
-    start_engine(rank, config, {runner.backend, kernels::best_isa(), &rank.pool, &rank.workspace, rank.spans.get()});
+    rank.config = config;
     balancer_parts.ports.push_back(rank.experts.get());
   }
   engine::ExpertBalancerConfig balancer_config = options.balancer;
@@ -181,15 +222,46 @@ inline RankGroup::Members::Members(std::function<void(api::EngineEvent)> sink, c
   balancer_parts.clock = &clock;
   balancer_parts.metrics = &metrics;
   balancer_parts.placement = load.experts.placement;
+  if (!options.gpus.empty()) balancer_parts.copies = *engine::make_gpu_copies(options.gpus);
+  if (options.wrap_copies) balancer_parts.copies = options.wrap_copies(std::move(balancer_parts.copies));
   balancer = std::make_unique<engine::ExpertBalancer>(balancer_config, std::move(balancer_parts));
-  for (const auto& rank : ranks) {
-    rank->thread = std::jthread([&engine = *rank->engine](std::stop_token stop) { engine.run(stop); });
+  start(options);
+}
+
+// On GPUs all engines at the same time: they record steps after a run, in which ranks meet each other.
+inline void RankGroup::Members::start(const Options& options) {
+  const auto use_gpu = [gpus = options.gpus](size_t i) {
+    if (!gpus.empty()) device::use_gpu(gpus[i]);
+  };
+  const auto build = [&](size_t i) {
+    use_gpu(i);
+    Rank& rank = *ranks[i];
+    build_engine(rank,
+                 {backend, kernels::best_isa(), &rank.pool, &*rank.workspace, rank.spans.get(), rank.model->stream()});
+  };
+  std::vector<std::jthread> building;
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    if (options.gpus.empty()) {
+      build(i);
+    } else {
+      building.emplace_back(build, i);
+    }
+  }
+  building.clear();
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    if (ranks[i]->config.attn_tp_rank == 0) group.add(*ranks[i]->engine);
+  }
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    ranks[i]->thread = std::jthread([&engine = *ranks[i]->engine, use_gpu, i](std::stop_token stop) {
+      use_gpu(i);
+      engine.run(stop);
+    });
   }
   balancer_thread = std::jthread([this](std::stop_token stop) { balancer->run(stop); });
 }
 
-inline void RankGroup::Members::start_engine(Rank& rank, const engine::EngineConfig& config,
-                                             const kernels::Context& kernels) {
+inline void RankGroup::Members::build_engine(Rank& rank, const kernels::Context& kernels) {
+  const engine::EngineConfig& config = rank.config;
   engine::EngineParts parts;
   parts.clock = &clock;
   parts.model = rank.model.get();
@@ -204,7 +276,6 @@ inline void RankGroup::Members::start_engine(Rank& rank, const engine::EngineCon
   auto engine = engine::Engine::create(config, parts, group.rank_sink());
   CHECK(engine.has_value());
   rank.engine = std::move(*engine);
-  if (config.attn_tp_rank == 0) group.add(*rank.engine);
 }
 
 inline RankGroup::Members::~Members() {

@@ -249,6 +249,22 @@ std::vector<float> mlp_of_fp8_rows(GpuRig& rig, const std::vector<float>& x, con
   return rig.floats(y, DType::kF32);
 }
 
+// The experts' MLP with slots in order, told by a table in the GPU's memory which place of the slab each has.
+device::Buffer by_places(GpuRig& rig, TensorView x, const SlotSort& sort, const std::vector<ExpertWeights>& experts,
+                         int32_t width) {
+  const auto size = int32_t(experts.size());
+  std::vector<int32_t> place_of_slot;
+  for (int32_t e = 0; e < size; ++e) place_of_slot.push_back((e + 2) % size);
+  const OnGpu<int32_t> table(place_of_slot);
+  const auto first = size_t(std::ranges::find(place_of_slot, 0) - place_of_slot.begin());
+  const auto rows = int64_t(sort.row_token.size());
+  device::Buffer y = GpuRig::poisoned(size_t(rows * x.dim(1)) * sizeof(float));
+  grouped_mlp(rig.ctx, x, sort, GpuPlaces{&experts[first], size, size, table.data()}, width,
+              TensorView(y.data(), DType::kF32, {rows, x.dim(1)}));
+  rig.stream.synchronize();
+  return y;
+}
+
 // A layer of experts on the GPU beside the oracle's.
 TEST_P(Gpu, GroupedMlpAndCombineAgreeWithTheOracle) {
   const DType f8 = DType::kF8E4M3, bf16 = DType::kBF16;
@@ -290,7 +306,6 @@ TEST_P(Gpu, GroupedMlpAndCombineAgreeWithTheOracle) {
     std::vector<float> x = random_floats(size_t(c.tokens * c.hidden), 1);
     const device::Buffer gx = rig.activations(x);
     std::vector<float> weights = random_floats(slots.size(), 2), residual = random_floats(x.size(), 3), want = residual;
-
     const SortedRows sorted(slots, c.top_k, c.experts);
     std::vector<float> y(slots.size() * size_t(c.hidden));
     grouped_mlp(oracle.ctx, view(x, {c.tokens, c.hidden}), sorted.sort(), their_pointers, int32_t(c.width),
@@ -298,16 +313,18 @@ TEST_P(Gpu, GroupedMlpAndCombineAgreeWithTheOracle) {
     std::vector<const float*> rows;
     for (const int32_t row : sorted.row_of) rows.push_back(y.data() + row * c.hidden);
     combine(oracle.ctx, rows, view(weights, {c.tokens, c.top_k}), view(want, {c.tokens, c.hidden}));
-
     const OnGpu<int32_t> begin(sorted.begin), tokens(sorted.tokens);
     const device::Buffer gy = GpuRig::poisoned(y.size() * 4);
     const SlotSort sort{begin.span(), tokens.span()};
-    grouped_mlp(rig.ctx, TensorView(gx.data(), rig.ctx.act_dtype(), {c.tokens, c.hidden}), sort, our_pointers,
-                int32_t(c.width), TensorView(gy.data(), DType::kF32, {int64_t(slots.size()), c.hidden}));
+    const TensorView there(gx.data(), rig.ctx.act_dtype(), {c.tokens, c.hidden});
+    grouped_mlp(rig.ctx, there, sort, our_pointers, int32_t(c.width),
+                TensorView(gy.data(), DType::kF32, {int64_t(slots.size()), c.hidden}));
     EXPECT_LT(relative_error(rig.floats(gy, DType::kF32), y), f32() ? 1e-5 : c.dtype == f8 ? 6e-2 : 5e-3) << c.hidden;
     if (c.dtype == f8 && takes_fp8_rows(GetParam(), c.hidden, c.width)) {
       EXPECT_EQ(mlp_of_fp8_rows(rig, x, c, sort, our_pointers), rig.floats(gy, DType::kF32)) << "not a bit differs";
     }
+    EXPECT_EQ(rig.floats(by_places(rig, there, sort, ours, int32_t(c.width)), DType::kF32),
+              rig.floats(gy, DType::kF32));
     std::vector<const float*> our_rows;
     for (const int32_t row : sorted.row_of) our_rows.push_back(static_cast<const float*>(gy.data()) + row * c.hidden);
     const OnGpu<const float*> pointers(our_rows);

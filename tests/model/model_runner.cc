@@ -164,6 +164,7 @@ std::vector<float> Runner::step(Phase phase, std::span<const int> sequences,
     model_.stream()->synchronize();
     device::copy_bytes(logits.data(), there.data(), logits.size() * sizeof(float));
   }
+  model_.finish(batch);
   return logits;
 }
 

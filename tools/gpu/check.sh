@@ -35,5 +35,7 @@ run() {
 }
 run 240 kernels "$bin/kernels_gpu_test"
 run 200 model "$bin/model_gpu_test"
+run 200 rebalance "$bin/engine_gpu_rebalance_test" --gtest_filter='*TwoGpus*:GpuDigest*'
+run 200 rebalance-on-one-gpu "$bin/engine_gpu_rebalance_test" --gtest_filter='*OneGpu*'
 run 100 serving python3 "$bin/smoke.py" "$bin/tandem" models/tiny
 exit "$failed"

@@ -7,7 +7,8 @@ cd "$(dirname "$0")/../.."
 to=${1:?usage: tools/gpu/pack.sh DIR}
 mkdir -p "$to/lib"
 programs=(tandem bench/parallel_gpu_exchange_bench bench/kv_gpu_handover_bench
-  tests/kernels/kernels_gpu_test tests/model/model_gpu_test bench/kernels_gpu_bench)
+  tests/kernels/kernels_gpu_test tests/model/model_gpu_test
+  tests/engine/engine_gpu_rebalance_test bench/kernels_gpu_bench)
 for program in "${programs[@]}"; do
   [[ -e build/cuda/$program ]] || { echo "pack: build/cuda/$program is not built: left out" >&2; continue; }
   strip -o "$to/$(basename "$program")" "build/cuda/$program"

@@ -86,9 +86,12 @@ WaitFault* wait_fault() {
   return fault;
 }
 
-Result<Stream> Stream::create() {
+Result<Stream> Stream::create(bool goes_first) {
   cudaStream_t handle = nullptr;
-  const cudaError_t error = cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking);
+  int last = 0, first = 0;
+  cudaError_t error = cudaDeviceGetStreamPriorityRange(&last, &first);
+  const int priority = goes_first ? first : last;
+  if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&handle, cudaStreamNonBlocking, priority);
   if (error != cudaSuccess) return exhausted(fmt::format("GPU stream: {}", cudaGetErrorString(error)));
   Stream stream;
   stream.handle_ = handle;
@@ -176,7 +179,7 @@ void* gpu_allocate(size_t bytes) {
   void* data = nullptr;
   check(cudaMalloc(&data, bytes), "cudaMalloc");
   check(cudaMemset(data, 0, bytes), "cudaMemset");
-  check(cudaDeviceSynchronize(), "cudaMemset");  // other streams do not wait for it
+  check(cudaStreamSynchronize(nullptr), "cudaMemset");  // other streams do not wait for it, nor it for them
   return data;
 }
 int64_t gpu_free_bytes() {

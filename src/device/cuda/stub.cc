@@ -13,7 +13,7 @@ bool built_with_cuda() { return false; }
 Result<GpuInfo> find_gpu(int32_t) { return not_found("this build has no CUDA: configure with the preset 'cuda'"); }
 void use_gpu(int32_t) { missing("use_gpu"); }
 
-Result<Stream> Stream::create() { return not_found("this build has no CUDA"); }
+Result<Stream> Stream::create(bool) { return not_found("this build has no CUDA"); }
 Stream::Stream(Stream&&) noexcept = default;
 Stream& Stream::operator=(Stream&&) noexcept = default;
 Stream::~Stream() = default;
@@ -36,6 +36,7 @@ ImportedMemory::ImportedMemory(ImportedMemory&&) noexcept = default;
 ImportedMemory& ImportedMemory::operator=(ImportedMemory&&) noexcept = default;
 ImportedMemory::~ImportedMemory() = default;
 Result<ImportedMemory> import_memory(const std::string&) { missing("import_memory"); }
+void digest_async(const Stream&, std::span<const std::byte>, uint64_t*) { missing("digest_async"); }
 void copy_pieces_async(const Stream&, std::span<const CopyPiece>) { missing("copy_pieces_async"); }
 
 Graph::Graph(Graph&&) noexcept = default;

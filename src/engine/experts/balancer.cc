@@ -56,7 +56,7 @@ ExpertBalancer::ExpertBalancer(ExpertBalancerConfig config, BalancerParts parts)
   CHECK(!parts_.ports.empty());
   CHECK(validate(parts_.placement, config_.topology).has_value());
   mover_ = std::make_unique<ExpertMover>(
-      config_, ExpertMover::Parts{parts_.ports, 0, parts_.placement, parts_.copy, parts_.reads.get()});
+      config_, ExpertMover::Parts{parts_.ports, 0, parts_.placement, parts_.copy, parts_.reads.get(), parts_.copies});
   pace_ = std::make_unique<CopyPace>(node_pace(config_, parts_.ports.size()));
   recorder_ = std::make_unique<ExpertRecorder>(config_, parts_.ports, *parts_.metrics);
   window_ = parts_.ports[0]->take_load().first;

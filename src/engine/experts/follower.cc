@@ -26,8 +26,8 @@ ExpertFollower::ExpertFollower(const ExpertBalancerConfig& config, Parts parts)
   CHECK(!parts_.ports.empty());
   CHECK(parts_.reads != nullptr);
   CHECK(validate(parts_.placement, config_.topology).has_value());
-  mover_ = std::make_unique<ExpertMover>(
-      config_, ExpertMover::Parts{parts_.ports, parts_.first_rank, parts_.placement, parts_.copy, parts_.reads.get()});
+  mover_ = std::make_unique<ExpertMover>(config_, ExpertMover::Parts{parts_.ports, parts_.first_rank, parts_.placement,
+                                                                     parts_.copy, parts_.reads.get(), nullptr});
   pace_ = std::make_unique<CopyPace>(node_pace(config_, parts_.ports.size()));
   counts_ = parts_.ports[0]->take_load().first;
   std::fill(counts_.tokens.begin(), counts_.tokens.end(), 0);

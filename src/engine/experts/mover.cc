@@ -29,10 +29,22 @@ std::vector<int32_t> all_shares(const experts::ExpertPlacement& placement) {
   return shares;
 }
 
-Status copy_bytes(std::span<const std::byte> from, std::span<std::byte> to) {
-  std::memcpy(to.data(), from.data(), from.size());
-  return Ok{};
-}
+class MemoryCopies final : public PlaceCopies {
+ public:
+  explicit MemoryCopies(CopyFn copy) : copy_(std::move(copy)) {}
+
+  Status copy(int32_t, std::span<const std::byte> from, std::span<std::byte> to) override {
+    if (copy_) return copy_(from, to);
+    std::memcpy(to.data(), from.data(), from.size());
+    return Ok{};
+  }
+  void begin_digest(int32_t, std::span<const std::byte> place) override { digest_ = device::digest(place); }
+  std::optional<uint64_t> take_digest(int32_t) override { return digest_; }
+
+ private:
+  const CopyFn copy_;
+  uint64_t digest_ = 0;
+};
 
 }  // namespace
 
@@ -52,7 +64,7 @@ ExpertMover::ExpertMover(const ExpertBalancerConfig& config, Parts parts)
       dispatch_(config.dispatch),
       layers_per_version_(config.layers_per_version),
       deadline_(config.progress_deadline),
-      copy_(parts.copy ? std::move(parts.copy) : CopyFn(copy_bytes)),
+      copies_by_(parts.copies ? std::move(parts.copies) : std::make_shared<MemoryCopies>(std::move(parts.copy))),
       reads_(parts.reads),
       placement_(std::move(parts.placement)) {
   CHECK(parts.first_rank >= 0);
@@ -140,7 +152,9 @@ void ExpertMover::add_step(const Step& step, std::vector<size_t>& taken) {
 
 bool ExpertMover::can_copy(int64_t allowance) const {
   if (phase_ != Phase::kCopying) return false;
-  return copies_.empty() || (allowance > 0 && is_here(copies_.front().from_rank));
+  if (copies_.empty()) return true;
+  const Copy& next = copies_.front();
+  return allowance > 0 && is_here(next.from_rank) && !next.is_digested;
 }
 
 // In order: a copy may read what one before it has brought to this node.
@@ -149,15 +163,16 @@ Status ExpertMover::copy_some(TimePoint now, int64_t& allowance) {
   while (!copies_.empty() && bytes_moved_ < end) {
     Copy& copy = copies_.front();
     const bool is_local = is_here(copy.from_rank);
-    if (is_local) {
+    if (is_local && copy.done < place_bytes_) {
       if (allowance <= 0) break;
       RETURN_IF_ERROR(copy_piece(copy, allowance));
-    } else {
+    } else if (!is_local) {
       RETURN_IF_ERROR(take_reads(copy));
       ask_for_more(copy, now, allowance);
     }
     if (copy.done == place_bytes_) {
-      RETURN_IF_ERROR(finish_copy(copy));
+      ASSIGN_OR_RETURN(const bool is_there, finish_copy(copy));
+      if (!is_there) break;
       copies_.pop_front();
     } else if (!is_local) {
       break;
@@ -170,7 +185,8 @@ Status ExpertMover::copy_piece(Copy& copy, int64_t& allowance) {
   const std::span<const std::byte> from = slots_of(copy.from_rank).place(copy.from_place);
   const std::span<std::byte> to = slots_of(copy.to_rank).place(copy.to_place);
   const int64_t piece = std::min({kPieceBytes, place_bytes_ - copy.done, allowance});
-  RETURN_IF_ERROR(copy_(from.subspan(size_t(copy.done), size_t(piece)), to.subspan(size_t(copy.done), size_t(piece))));
+  RETURN_IF_ERROR(copies_by_->copy(copy.to_rank, from.subspan(size_t(copy.done), size_t(piece)),
+                                   to.subspan(size_t(copy.done), size_t(piece))));
   copy.done += piece;
   allowance -= piece;
   bytes_moved_ += piece;
@@ -210,18 +226,22 @@ void ExpertMover::ask_for_more(Copy& copy, TimePoint now, int64_t& allowance) {
   }
 }
 
-Status ExpertMover::finish_copy(const Copy& copy) {
+Result<bool> ExpertMover::finish_copy(Copy& copy) {
   model::ExpertSlots& slots = slots_of(copy.to_rank);
   const bool is_local = is_here(copy.from_rank);
   const uint64_t wanted = is_local ? slots_of(copy.from_rank).digest(copy.from_place) : slots.digest(copy.to_place);
-  const uint64_t got = device::digest(slots.place(copy.to_place));
+  if (!copy.is_digested) copies_by_->begin_digest(copy.to_rank, slots.place(copy.to_place));
+  copy.is_digested = true;
+  const std::optional<uint64_t> digest = copies_by_->take_digest(copy.to_rank);
+  if (!digest) return false;
+  const uint64_t got = *digest;
   if (got != wanted) {
     return corrupt(fmt::format("an expert copied from rank {} to rank {} has digest {:x}, its source {:x}",
                                copy.from_rank, copy.to_rank, got, wanted));
   }
   slots.set_digest(copy.to_place, got);
   moves_done_ += 1;
-  return Ok{};
+  return true;
 }
 
 // The placement after the version; tables of the new dispatch are built from it.

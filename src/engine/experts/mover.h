@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "base/clock.h"
@@ -38,8 +39,9 @@ class ExpertMover {
     std::vector<ExpertPort*> ports;  // of this node's ranks, in rank order
     int32_t first_rank = 0;
     experts::ExpertPlacement placement;
-    CopyFn copy;                 // empty: memcpy
-    SlabReads* reads = nullptr;  // from the ranks of other nodes; null: all ranks are here
+    CopyFn copy;                                    // empty: memcpy
+    SlabReads* reads = nullptr;                     // from the ranks of other nodes; null: all ranks are here
+    std::shared_ptr<PlaceCopies> copies = nullptr;  // null: in memory, by `copy`
   };
   ExpertMover(const ExpertBalancerConfig& config, Parts parts);
 
@@ -76,6 +78,7 @@ class ExpertMover {
   struct Copy {
     int32_t from_rank = 0, from_place = 0, to_rank = 0, to_place = 0;
     int64_t asked = 0, done = 0;  // bytes; asked: of another node
+    bool is_digested = false;     // all bytes are on their way, and the digest behind them
   };
   struct Reading {
     uint64_t read = 0;
@@ -90,7 +93,8 @@ class ExpertMover {
   Status copy_piece(Copy& copy, int64_t& allowance);
   Status take_reads(Copy& copy);
   void ask_for_more(Copy& copy, TimePoint now, int64_t& allowance);
-  Status finish_copy(const Copy& copy);
+  // Whether the copy is there and right.
+  Result<bool> finish_copy(Copy& copy);
   void prepare();
   bool all_applied() const;
   void finish_version();
@@ -105,7 +109,7 @@ class ExpertMover {
   const int32_t layers_per_version_;
   const Duration deadline_;
   std::vector<ExpertPort*> port_of_;  // by rank; null: on another node
-  const CopyFn copy_;
+  const std::shared_ptr<PlaceCopies> copies_by_;
   SlabReads* const reads_;
   int64_t place_bytes_ = 0;
   experts::ExpertPlacement placement_;             // what serves now

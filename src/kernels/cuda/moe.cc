@@ -14,13 +14,32 @@ namespace {
 using device::DType;
 using device::TensorView;
 
-SlotWeights slot_weights(std::span<const ExpertWeights* const> experts, PackedWeight ExpertWeights::*part) {
+// The experts of a layer's slots: each where it lies, or, with `places`, as a table in the GPU's memory says.
+struct SlotExperts {
+  std::span<const ExpertWeights* const> of_slot;
+  const GpuPlaces* places = nullptr;
+
+  const ExpertWeights& form() const { return places != nullptr ? *places->first : *of_slot[0]; }
+  int32_t num_slots() const { return places != nullptr ? places->num_slots : int32_t(of_slot.size()); }
+  int64_t place_bytes() const { return int64_t(form().gate_up.bytes() + form().down.bytes()); }
+};
+
+const std::byte* values_of(const ExpertWeights& expert, PackedWeight ExpertWeights::*part) {
+  return static_cast<const std::byte*>((expert.*part).impl()->values.data());
+}
+
+SlotWeights slot_weights(const SlotExperts& experts, PackedWeight ExpertWeights::*part) {
   SlotWeights slots{};
-  for (size_t s = 0; s < experts.size(); ++s) {
-    const PackedWeight::Impl& w = *(experts[s]->*part).impl();
-    slots.values[s] = static_cast<const std::byte*>(w.values.data());
-    slots.scale_offset = static_cast<const std::byte*>(w.scales.data()) - slots.values[s];
+  const PackedWeight::Impl& form = *(experts.form().*part).impl();
+  slots.scale_offset =
+      static_cast<const std::byte*>(form.scales.data()) - static_cast<const std::byte*>(form.values.data());
+  if (experts.places != nullptr) {
+    slots.values[0] = values_of(experts.form(), part);
+    slots.place_of_slot = experts.places->of_slot;
+    slots.place_bytes = experts.place_bytes();
+    return slots;
   }
+  for (size_t s = 0; s < experts.of_slot.size(); ++s) slots.values[s] = values_of(*experts.of_slot[s], part);
   return slots;
 }
 
@@ -30,18 +49,21 @@ struct SlotPlaces {
   int64_t place_bytes = 0;
   int32_t num_places = 1;
   int32_t of_slot[kMaxGroups] = {};
+  const int32_t* gpu_of_slot = nullptr;  // not null: instead of of_slot
 };
 
-SlotPlaces find_places(std::span<const ExpertWeights* const> experts, PackedWeight ExpertWeights::*part) {
-  const auto address = [part](const ExpertWeights* e) {
-    return static_cast<const std::byte*>((e->*part).impl()->values.data());
-  };
+SlotPlaces find_places(const SlotExperts& experts, PackedWeight ExpertWeights::*part) {
   SlotPlaces places;
-  places.place_bytes = int64_t(experts[0]->gate_up.bytes() + experts[0]->down.bytes());
-  places.first = address(experts[0]);
-  for (const ExpertWeights* e : experts) places.first = std::min(places.first, address(e));
-  for (size_t s = 0; s < experts.size(); ++s) {
-    const int64_t offset = address(experts[s]) - places.first;
+  places.place_bytes = experts.place_bytes();
+  places.first = values_of(experts.form(), part);
+  if (experts.places != nullptr) {
+    places.num_places = experts.places->num_places;
+    places.gpu_of_slot = experts.places->of_slot;
+    return places;
+  }
+  for (const ExpertWeights* e : experts.of_slot) places.first = std::min(places.first, values_of(*e, part));
+  for (size_t s = 0; s < experts.of_slot.size(); ++s) {
+    const int64_t offset = values_of(*experts.of_slot[s], part) - places.first;
     CHECK(offset % places.place_bytes == 0);
     places.of_slot[s] = int32_t(offset / places.place_bytes);
     places.num_places = std::max(places.num_places, places.of_slot[s] + 1);
@@ -50,9 +72,9 @@ SlotPlaces find_places(std::span<const ExpertWeights* const> experts, PackedWeig
 }
 
 // One of the two products of all slots. y [rows, n] f32.
-void tensor_product(const Context& ctx, const Quantised& x, const SlotSort& sort,
-                    std::span<const ExpertWeights* const> experts, PackedWeight ExpertWeights::*part, TensorView y) {
-  const PackedWeight::Impl& w = *(experts[0]->*part).impl();
+void tensor_product(const Context& ctx, const Quantised& x, const SlotSort& sort, const SlotExperts& experts,
+                    PackedWeight ExpertWeights::*part, TensorView y) {
+  const PackedWeight::Impl& w = *(experts.form().*part).impl();
   const SlotPlaces places = find_places(experts, part);
   TensorGemm gemm;
   gemm.name = part == &ExpertWeights::gate_up ? "experts gate_up" : "experts down";
@@ -67,15 +89,16 @@ void tensor_product(const Context& ctx, const Quantised& x, const SlotSort& sort
   gemm.place_bytes = places.place_bytes;
   gemm.scale_offset = static_cast<const std::byte*>(w.scales.data()) - static_cast<const std::byte*>(w.values.data());
   gemm.num_places = places.num_places;
-  gemm.num_groups = int32_t(experts.size());
+  gemm.num_groups = experts.num_slots();
   gemm.place_of_group = places.of_slot;
+  gemm.gpu_place_of_group = places.gpu_of_slot;
   gemm.slot_begin = sort.slot_begin.data();
   gemm.y = y.data();
   run_tensor_gemm(ctx, gemm);
 }
 
-void tensor_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::span<const ExpertWeights* const> experts,
-                int64_t width, TensorView y) {
+void tensor_mlp(const Context& ctx, TensorView x, const SlotSort& sort, const SlotExperts& experts, int64_t width,
+                TensorView y) {
   const device::WorkspaceScope scope(*ctx.workspace);
   const int64_t rows = int64_t(sort.row_token.size()), hidden = y.dim(1);
   const Quantised sorted = Quantised::take(*ctx.workspace, rows, hidden);
@@ -97,12 +120,10 @@ bool runs_on_tensor_cores(const Context& ctx, const ExpertWeights& form) {
          can_run_tensor_gemm(up.dtype, up.n, up.k) && can_run_tensor_gemm(down.dtype, down.n, down.k);
 }
 
-}  // namespace
-
-void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::span<const ExpertWeights* const> experts,
-                 int32_t intermediate, TensorView y) {
-  CHECK(!experts.empty() && experts.size() <= size_t(kMaxSlots));
-  if (runs_on_tensor_cores(ctx, *experts[0])) return tensor_mlp(ctx, x, sort, experts, intermediate, y);
+void run_mlp(const Context& ctx, TensorView x, const SlotSort& sort, const SlotExperts& experts, int32_t intermediate,
+             TensorView y) {
+  CHECK(experts.num_slots() > 0 && experts.num_slots() <= kMaxSlots);
+  if (runs_on_tensor_cores(ctx, experts.form())) return tensor_mlp(ctx, x, sort, experts, intermediate, y);
   CHECK(x.dtype() != DType::kF8E4M3);
   const device::WorkspaceScope scope(*ctx.workspace);
   const int64_t rows = int64_t(sort.row_token.size()), width = intermediate;
@@ -111,7 +132,7 @@ void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::sp
   const TensorView inner(ctx.workspace->take(size_t(rows * width) * size_of(act)), act, {rows, width});
 
   PlainGemm up;
-  set_weight(up, *experts[0]->gate_up.impl());
+  set_weight(up, *experts.form().gate_up.impl());
   up.x = x.data();
   up.x_row_stride = x.dim(1);
   up.x_row_of = sort.row_token.data();
@@ -120,12 +141,12 @@ void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::sp
   up.y_row_stride = 2 * width;
   up.slot_begin = sort.slot_begin.data();
   up.max_rows = rows;
-  up.batch = int64_t(experts.size());
+  up.batch = experts.num_slots();
   run_plain_gemm(ctx, up, slot_weights(experts, &ExpertWeights::gate_up));
   cuda::swiglu(ctx, wide, inner);
 
   PlainGemm down;
-  set_weight(down, *experts[0]->down.impl());
+  set_weight(down, *experts.form().down.impl());
   down.x = inner.data();
   down.x_row_stride = width;
   down.x_is_bf16 = act == DType::kBF16;
@@ -133,8 +154,19 @@ void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::sp
   down.y_row_stride = x.dim(1);
   down.slot_begin = sort.slot_begin.data();
   down.max_rows = rows;
-  down.batch = int64_t(experts.size());
+  down.batch = experts.num_slots();
   run_plain_gemm(ctx, down, slot_weights(experts, &ExpertWeights::down));
+}
+
+}  // namespace
+
+void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, std::span<const ExpertWeights* const> experts,
+                 int32_t intermediate, TensorView y) {
+  run_mlp(ctx, x, sort, {experts}, intermediate, y);
+}
+void grouped_mlp(const Context& ctx, TensorView x, const SlotSort& sort, const GpuPlaces& places, int32_t intermediate,
+                 TensorView y) {
+  run_mlp(ctx, x, sort, {{}, &places}, intermediate, y);
 }
 
 size_t moe_workspace_bytes(const Context& ctx, int64_t max_rows, int32_t top_k, int64_t hidden, int64_t intermediate) {

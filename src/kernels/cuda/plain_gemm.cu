@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) plain_gemm_kernel(const PlainGemm g,
   if constexpr (!std::is_same_v<Slots, NoSlots>) {
     first = g.slot_begin[z];
     rows = g.slot_begin[z + 1] - first;
-    w = slots.values[z];
+    w = slots.place_of_slot != nullptr ? slots.values[0] + slots.place_of_slot[z] * slots.place_bytes : slots.values[z];
     scales = reinterpret_cast<const float*>(w + slots.scale_offset);
   }
   const int64_t m0 = int64_t(blockIdx.y) * kTile, n0 = int64_t(blockIdx.x) * kTile;

@@ -32,6 +32,9 @@ struct PlainGemm {
 struct SlotWeights {
   const std::byte* values[kMaxSlots];
   int64_t scale_offset;  // bytes from values to scales
+  // Not null: those of slot z are place_of_slot[z] places behind values[0]. In the GPU's memory.
+  const int32_t* place_of_slot;
+  int64_t place_bytes;
 };
 
 void run_plain_gemm(const Context& ctx, const PlainGemm& gemm);

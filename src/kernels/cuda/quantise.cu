@@ -55,8 +55,9 @@ __global__ void __launch_bounds__(kWarps * 32) swiglu_quantise_kernel(Elements g
   if (k >= width) return;
   float gate[4], up[4], v[4];
   load_group(gate_up, row, 2 * width, k, width, gate);
-  const Elements second(gate_up.type == DType::kBF16 ? static_cast<void*>(static_cast<__nv_bfloat16*>(gate_up.data) + width)
-                                        : static_cast<void*>(static_cast<float*>(gate_up.data) + width),
+  const bool bf16 = gate_up.type == DType::kBF16;
+  const Elements second(bf16 ? static_cast<void*>(static_cast<__nv_bfloat16*>(gate_up.data) + width)
+                             : static_cast<void*>(static_cast<float*>(gate_up.data) + width),
                         gate_up.type);
   load_group(second, row, 2 * width, k, width, up);
 #pragma unroll

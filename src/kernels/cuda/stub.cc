@@ -45,6 +45,9 @@ void grouped_mlp(const Context&, device::TensorView, const SlotSort&, std::span<
                  device::TensorView) {
   missing("grouped_mlp");
 }
+void grouped_mlp(const Context&, device::TensorView, const SlotSort&, const GpuPlaces&, int32_t, device::TensorView) {
+  missing("grouped_mlp");
+}
 void combine(const Context&, std::span<const float* const>, device::TensorView, device::TensorView) {
   missing("combine");
 }

@@ -27,7 +27,8 @@ struct Args {
   int32_t rows, n, k_steps, scale_cols, num_groups;
   int32_t row_tiles, columns, band_rows;  // of the grid
   const int32_t* slot_begin;
-  int32_t x_group_cols;  // elements from group to group in a row of x; 0 where rows are grouped
+  const int32_t* place_of_group;  // null: Places says
+  int32_t x_group_cols;           // elements from group to group in a row of x; 0 where rows are grouped
   int64_t y_row_stride, y_group_stride;
   void* y;
   bool y_is_bf16, add;
@@ -216,7 +217,8 @@ __global__ void __launch_bounds__(kRows * 2 + 128, 1)
   auto& s = *reinterpret_cast<Shared<kRows, kStages>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
   const Tile tile = find_tile<kRows>(a);
   if (tile.group < 0) return;
-  const int place = places.of_group[tile.group], column = tile.column * kColumns;
+  const int place = a.place_of_group != nullptr ? a.place_of_group[tile.group] : places.of_group[tile.group];
+  const int column = tile.column * kColumns;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(&s.full[i], 1);
@@ -286,6 +288,7 @@ void run_tensor_gemm(const Context& ctx, const TensorGemm& g) {
   a.scale_cols = int32_t(ceil_div(g.k, kBlock));
   a.num_groups = g.num_groups;
   a.slot_begin = g.slot_begin;
+  a.place_of_group = g.gpu_place_of_group;
   a.x_group_cols = int32_t(g.x_group_stride);
   a.y_row_stride = g.y_row_stride;
   a.y_group_stride = g.y_group_stride;

@@ -21,7 +21,8 @@ struct TensorGemm {
   int64_t place_bytes = 0;         // from place to place; not read with one group
   int64_t scale_offset = 0;        // FP8: bytes from a place's values to its scales [ceil(n/128)][ceil(k/128)]
   int32_t num_places = 1, num_groups = 1;
-  const int32_t* place_of_group = nullptr;  // host; null: the same
+  const int32_t* place_of_group = nullptr;      // host; null: the same
+  const int32_t* gpu_place_of_group = nullptr;  // in its place where not null; in the GPU's memory
   // Rows of group g are [slot_begin[g], slot_begin[g + 1]), in the GPU's memory. Null: every group has all rows (heads:
   // x and y hold the groups side by side in a row).
   const int32_t* slot_begin = nullptr;

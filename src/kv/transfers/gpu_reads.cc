@@ -16,7 +16,7 @@ bool is_aligned(const CopyRange& range) { return (range.remote_offset | range.lo
 
 Result<std::unique_ptr<GpuReads>> GpuReads::create(std::span<std::byte> region, int32_t gpu) {
   std::unique_ptr<GpuReads> reads(new GpuReads(region, gpu));
-  ASSIGN_OR_RETURN(reads->stream_, device::Stream::create());
+  ASSIGN_OR_RETURN(reads->stream_, device::Stream::create(true));  // beside the models, not behind them
   for (size_t i = 0; i < kLaunches; ++i) {
     Launch& launch = reads->launches_.emplace_back();
     launch.pieces = device::Buffer(device::Device::kPinned, kMaxPieces * sizeof(device::CopyPiece));

@@ -80,8 +80,12 @@ Status DeepseekModel::run(const ForwardBatch& given, kv::KvStorage& cache,
     const ForwardBatch batch = gpu_ ? gpu_->upload(given, cache.layout().block_tokens, halves) : given;
     RETURN_IF_ERROR(compute(batch, cache, halves, layer_done));
   }
-  if (gpu_ && given.expert_counts) gpu_->add_counts(given.expert_counts);
+  if (gpu_ && given.expert_counts) gpu_->send_counts();
   return Ok{};
+}
+
+void DeepseekModel::finish(const ForwardBatch& batch) {
+  if (gpu_ && batch.expert_counts) gpu_->add_counts(batch.expert_counts);
 }
 
 // Spans and launches are those of the host, which a recorded step does not have.

@@ -128,8 +128,13 @@ Status DeepseekModel::run_experts(int32_t layer, Part& part) {
   ASSIGN_OR_RETURN(const parallel::ReceivedRows received, receive(part));
   if (received.results.dim(0) > 0) {
     const WorkspaceScope scope(workspace_);
-    kernels::grouped_mlp(ctx_, received.rows, received.sort, slots_->weights(layer), config_.moe_intermediate_size,
-                         received.results);
+    if (gpu_) {
+      kernels::grouped_mlp(ctx_, received.rows, received.sort, gpu_->places(layer), config_.moe_intermediate_size,
+                           received.results);
+    } else {
+      kernels::grouped_mlp(ctx_, received.rows, received.sort, slots_->weights(layer), config_.moe_intermediate_size,
+                           received.results);
+    }
   }
   exchange_->post_results(part.channel);
   part.spans.answered();

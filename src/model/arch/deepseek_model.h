@@ -69,6 +69,7 @@ class DeepseekModel final : public Model {
   uint64_t fingerprint() const override { return shared_->fingerprint; }
   const device::Stream* stream() const override { return stream_.get(); }
   ExpertSlots* expert_slots() override { return slots_.get(); }
+  void finish(const ForwardBatch& batch) override;
   bool ran_recorded() const override { return ran_recorded_; }
   Status record_decode(const DecodeRecording& what, kv::KvStorage& cache, float* logits) override;
   Status forward(const ForwardBatch& batch, kv::KvStorage& cache,

@@ -129,7 +129,7 @@ MemoryPlan plan_deepseek_memory(const ModelConfig& config, const LoadOptions& op
   plan.weight_bytes = weights.shared + RopeValues::bytes(config, options.limits.max_context);
   plan.workspace_bytes = deepseek_workspace_bytes(config, options, options.num_threads);
   plan.workspace_bytes += deepseek_gather_bytes(config, options).total();
-  if (is_cuda(options.backend)) plan.workspace_bytes += GpuStep::bytes(config, options.limits);
+  if (is_cuda(options.backend)) plan.workspace_bytes += GpuStep::bytes(config, options);
   const parallel::ExchangeShape shape = exchange_shape(config, options);
   if (shape.top_k == 0) return plan;
   int64_t layers = 0;

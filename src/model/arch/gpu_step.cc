@@ -40,35 +40,68 @@ GpuStep::GpuStep(const ModelConfig& config, const LoadOptions& options, const Ex
     : num_experts_(config.num_routed_experts),
       num_layers_(config.num_layers),
       stream_(stream),
+      slots_(slots),
+      loop_back_(options.loop_back),
+      row_(row_of(config, options)),
       staging_(Device::kPinned, input_bytes(options.limits)),
       inputs_(Device::kCuda, input_bytes(options.limits)),
       counts_(Device::kCuda, count_bytes(config)),
-      sent_(must_create_event()) {
-  if (slots != nullptr) copy_tables(*slots, options.loop_back);
-}
-
-int64_t GpuStep::bytes(const ModelConfig& config, const ForwardLimits& limits) {
-  return int64_t(input_bytes(limits) + count_bytes(config));
-}
-
-void GpuStep::copy_tables(const ExpertSlots& slots, bool loop_back) {
-  std::vector<int32_t> all;
-  const auto add = [&all](const std::vector<int32_t>& values) {
-    const auto at = int64_t(all.size());
-    all.insert(all.end(), values.begin(), values.end());
-    return at;
-  };
+      counted_(Device::kPinned, count_bytes(config)),
+      sent_(must_create_event()),
+      counts_sent_(must_create_event()) {
+  if (slots == nullptr) return;
+  const size_t bytes = size_t(num_layers_) * size_t(row_.size) * sizeof(int32_t);
+  table_staging_ = Buffer(Device::kPinned, bytes);
+  tables_ = Buffer(Device::kCuda, bytes);
   for (int32_t layer = 0; layer < num_layers_; ++layer) {
-    Table& table = table_of_layer_.emplace_back();
-    if (!slots.has_experts(layer)) continue;
-    experts::LayerDispatch dispatch = slots.layer(layer).dispatch;
-    if (loop_back) {
-      for (int32_t& slot : dispatch.slot) slot %= slots.shape().slots_per_rank;
-    }
-    table = {add(dispatch.begin), add(dispatch.slot), add(dispatch.upto)};
+    if (slots_->has_experts(layer)) write_tables(layer);
   }
-  tables_ = Buffer(Device::kCuda, all.size() * sizeof(int32_t));
-  device::copy_bytes(tables_.data(), all.data(), tables_.bytes());
+  switches_seen_ = slots_->num_switches();
+  device::copy_bytes(tables_.data(), table_staging_.data(), bytes);
+}
+
+int64_t GpuStep::bytes(const ModelConfig& config, const LoadOptions& options) {
+  const int64_t tables = config.num_layers * row_of(config, options).size * int64_t(sizeof(int32_t));
+  return int64_t(input_bytes(options.limits) + count_bytes(config)) + (config.num_routed_experts > 0 ? tables : 0);
+}
+
+GpuStep::TableRow GpuStep::row_of(const ModelConfig& config, const LoadOptions& options) {
+  const experts::EpTopology& topology = options.experts.topology;
+  const int64_t replicas = topology.num_slots(), per_rank = topology.slots_per_rank;
+  TableRow row;
+  row.slot = row.begin + config.num_routed_experts + 1;
+  row.upto = row.slot + replicas;
+  row.place = row.upto + replicas;
+  row.size = row.place + per_rank;
+  return row;
+}
+
+void GpuStep::write_tables(int32_t layer) {
+  const LayerExperts& now = slots_->layer(layer);
+  int32_t* const row = static_cast<int32_t*>(table_staging_.data()) + layer * row_.size;
+  CHECK(int64_t(now.dispatch.begin.size()) == row_.slot - row_.begin);
+  CHECK(int64_t(now.dispatch.slot.size()) <= row_.upto - row_.slot);
+  CHECK(now.dispatch.slot.size() == now.dispatch.upto.size());
+  CHECK(int64_t(now.place_of_slot.size()) == row_.size - row_.place);
+  std::ranges::copy(now.dispatch.begin, row + row_.begin);
+  std::ranges::copy(now.dispatch.slot, row + row_.slot);
+  std::ranges::copy(now.dispatch.upto, row + row_.upto);
+  std::ranges::copy(now.place_of_slot, row + row_.place);
+  if (!loop_back_) return;
+  for (int64_t i = row_.slot; i < row_.upto; ++i) row[i] %= slots_->shape().slots_per_rank;
+}
+
+// On the model's stream, behind the kernels of the step before and ahead of this one's.
+void GpuStep::follow_switches() {
+  if (slots_ == nullptr || slots_->num_switches() == switches_seen_) return;
+  for (int32_t layer = 0; layer < num_layers_; ++layer) {
+    if (slots_->switched_at(layer) <= switches_seen_) continue;
+    write_tables(layer);
+    const int64_t at = layer * row_.size;
+    device::copy_async(stream_, static_cast<int32_t*>(tables_.data()) + at,
+                       static_cast<const int32_t*>(table_staging_.data()) + at, size_t(row_.size) * sizeof(int32_t));
+  }
+  switches_seen_ = slots_->num_switches();
 }
 
 GpuStep::Piece GpuStep::take(size_t bytes) {
@@ -106,7 +139,8 @@ std::span<const kernels::SequenceSpan> GpuStep::send(std::span<const kernels::Se
 }
 
 void GpuStep::begin(const ForwardBatch& batch) {
-  if (in_flight_) sent_.synchronize();  // the staging memory is still being read
+  if (in_flight_) sent_.synchronize();  // the staging memory is still being read, that of the tables, too
+  follow_switches();
   used_ = 0;
   const Piece piece = take(sizeof(kernels::StepValues));
   *reinterpret_cast<kernels::StepValues*>(piece.host) = {batch.step, int64_t(batch.token_ids.size())};
@@ -148,24 +182,32 @@ ForwardBatch GpuStep::upload_filled(const ForwardBatch& batch, int32_t block_tok
 }
 
 kernels::SlotChoice GpuStep::choice(int32_t layer) const {
-  const Table& table = table_of_layer_[size_t(layer)];
-  const auto* base = static_cast<const int32_t*>(tables_.data());
-  kernels::SlotChoice choice{base + table.begin, base + table.slot, base + table.upto, num_experts_};
+  const int32_t* const row = static_cast<const int32_t*>(tables_.data()) + layer * row_.size;
+  kernels::SlotChoice choice{row + row_.begin, row + row_.slot, row + row_.upto, num_experts_};
   choice.values = values_;
   choice.layer = uint64_t(layer);
   choice.num_layers = uint64_t(num_layers_);
   return choice;
 }
 
+kernels::GpuPlaces GpuStep::places(int32_t layer) const {
+  const int32_t* const row = static_cast<const int32_t*>(tables_.data()) + layer * row_.size;
+  return {&slots_->weights_of_place(0), slots_->num_places(), slots_->shape().slots_per_rank, row + row_.place};
+}
+
 int32_t* GpuStep::counts(int32_t layer) const {
   return static_cast<int32_t*>(counts_.data()) + size_t(layer) * size_t(num_experts_);
 }
 
+void GpuStep::send_counts() {
+  device::copy_async(stream_, counted_.data(), counts_.data(), counts_.bytes());
+  counts_sent_.record(stream_);
+}
+
 void GpuStep::add_counts(int32_t* to) const {
-  std::vector<int32_t> counted(counts_.bytes() / sizeof(int32_t));
-  stream_.synchronize();
-  device::copy_bytes(counted.data(), counts_.data(), counts_.bytes());
-  for (size_t i = 0; i < counted.size(); ++i) to[i] += counted[i];
+  counts_sent_.synchronize();
+  const auto* const counted = static_cast<const int32_t*>(counted_.data());
+  for (size_t i = 0; i < counts_.bytes() / sizeof(int32_t); ++i) to[i] += counted[i];
 }
 
 }  // namespace tandem::model
