@@ -99,7 +99,7 @@ TEST(Measure, TooFewSamplesOrNoInstanceIsAnError) {
 }
 
 constexpr const char* kState =
-    R"({"running": 3, "queued": 1, "used_tokens": 20, "total_tokens": 100, "generated_tokens": 7,
+    R"({"running": 3, "queued": 1, "prealloc": 0, "used_tokens": 20, "total_tokens": 100, "generated_tokens": 7,
         "prompt_tokens_computed": 9, "forward_steps": 11, "retractions": 2, "failed_transfers": 1, "profiling": true})";
 
 TEST(ReadSample, TakesARoutersFleet) {
