@@ -145,6 +145,29 @@ class DescriptorsTest(unittest.TestCase):
             server.close()
 
 
+@unittest.skipUnless(IS_ROOT, "network interfaces need root")
+class LostInterfaceTest(unittest.TestCase):
+    """As containers come and go, so do their interfaces, which have nothing to do with these servers."""
+
+    def test_an_interface_that_nobody_uses_may_go(self):
+        one, other = f"tdm{os.getpid()}a", f"tdm{os.getpid()}b"
+        made = subprocess.run(["ip", "link", "add", one, "type", "veth", "peer", "name", other], capture_output=True)
+        if made.returncode != 0:
+            self.skipTest("network interfaces are not permitted here")
+        gone = ["ip", "link", "del", one]
+        self.addCleanup(subprocess.run, gone, capture_output=True)
+        for words in (["addr", "add", "10.214.7.1/24", "dev", one], ["link", "set", one, "up"],
+                      ["link", "set", other, "up"]):  # fmt: skip
+            subprocess.run(["ip", *words], check=True)
+        pair = Pair()
+        self.addCleanup(pair.close)
+        pair.wait_ready()
+        subprocess.run(gone, check=True)
+        for i in range(4):
+            answer = request(pair.front.port, "POST", "/generate", {"input_ids": LONG[0], "sampling_params": greedy(4)})
+            self.assertEqual(answer.status, 200, f"request {i}: {answer.body}")
+
+
 @unittest.skipUnless(IS_ROOT, "network namespaces need root")
 class CutNetworkTest(unittest.TestCase):
     """Prefill and decode in network namespaces of their own, and the wire between them cut: no reset, no goodbye."""
