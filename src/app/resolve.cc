@@ -168,7 +168,7 @@ struct Resolver {
     if (isa == "avx512_bf16") config.isa = kernels::Isa::kAvx512Bf16;
   }
 
-  // Their attention reads a bf16 cache in blocks of eight tokens or more.
+  // Their attention reads a bf16 or FP8 cache in blocks of eight tokens or more.
   void resolve_tensor_cores() {
     if (flags.text("kv_cache_dtype") == "auto") config.kv_dtype = device::DType::kBF16;
     if (!flags.given("page_size")) flags.set("page_size", 64);

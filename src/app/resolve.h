@@ -28,7 +28,7 @@ struct ResolvedConfig {
   std::optional<engine::ExpertBalancerConfig> balancer;  // absent: no routed experts
   int32_t max_dispatch_tokens_per_rank = 128;
   std::string ep_dispatch_algorithm;         // "" without redundant experts
-  std::vector<std::string> network_devices;  // of everything that talks over UCX; empty: all
+  std::vector<std::string> network_devices;  // of everything that talks over UCX, see transport::Context
   double mem_fraction_static = 0;            // 0: not given
   bool dummy_weights = false;
   kernels::Backend backend = kernels::Backend::kCpu;

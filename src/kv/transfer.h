@@ -82,7 +82,7 @@ struct TransferOptions {
   Duration heartbeat_interval = std::chrono::seconds(5);  // SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL
   int32_t heartbeat_max_failures = 2;
   std::string secret = {};                // of the deployment: both sides prove the same one, or both have none
-  std::vector<std::string> devices = {};  // network devices, as of transport::Context; empty: all
+  std::vector<std::string> devices = {};  // network devices, as of transport::Context
   std::optional<int32_t> gpu = {};        // in whose memory the region lies; none: host memory
 #ifdef TANDEM_FAULTS
   ReadFaultPlan read_faults = {};

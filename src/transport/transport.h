@@ -79,7 +79,8 @@ class Context {
   // region: what peers that got key() may read and where our own reads land. Borrowed; outlives the context.
   // can_wait: its workers can park their thread (Worker::wait).
   // own: for all its workers' connections.
-  // devices: the only network devices to use: interfaces, or RDMA NICs, which stand for their interfaces; empty: all.
+  // devices: the only network devices to use: interfaces, or RDMA NICs, which stand for their interfaces; empty:
+  // the one by which the other side was reached.
   // Errors: kInvalidInput where one of them is not there, with those that are.
   static Result<std::unique_ptr<Context>> create(std::span<std::byte> region, bool can_wait = false,
                                                  const std::vector<std::string>& devices = {},
